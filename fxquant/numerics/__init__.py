@@ -1,0 +1,1 @@
+"""Arithmetic only: knows no graph, no module and no TVM."""

@@ -1,0 +1,201 @@
+"""Convolution, transposed convolution and linear on integers.
+
+`acc = sum (x - input_zero_point) * w + bias`, then the requantization, with an optional second
+operand (`residual`) scaled by its own multiplier and added before the last rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxquant.numerics.requantize import scale_accumulator, to_codes
+
+
+def conv2d_accumulate(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    input_zero_point: int,
+) -> Tensor:
+    """int32 accumulators `[N, O, OH, OW]`.
+
+    Args:
+        x: uint8 `[N, C, H, W]`.
+        weight: int8 `[O, C/groups, KH, KW]`.
+        bias: int32 `[O]`.
+        stride: `(sh, sw)`.
+        padding: `(top, bottom, left, right)`, filled with the zero point.
+        dilation: `(dh, dw)`.
+        groups: Channel groups.
+        input_zero_point: Zero point of `x`.
+    """
+    top, bottom, left, right = padding
+    real = F.pad((x.to(torch.int32) - input_zero_point).double(), (left, right, top, bottom))
+    if groups == x.shape[1] == weight.shape[0]:
+        acc = _depthwise(real, weight.double(), stride, dilation)
+    else:
+        acc = F.conv2d(real, weight.double(), None, stride, 0, dilation, groups)
+    return acc.to(torch.int32) + bias.reshape(1, -1, 1, 1)
+
+
+def _depthwise(
+    x: Tensor, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int]
+) -> Tensor:
+    """Tap by tap: torch's float64 depthwise convolution is far slower."""
+    kh, kw = weight.shape[2:]
+    oh = (x.shape[2] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
+    ow = (x.shape[3] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
+    acc = x.new_zeros(x.shape[0], x.shape[1], oh, ow)
+    for i in range(kh):
+        for j in range(kw):
+            top, left = i * dilation[0], j * dilation[1]
+            rows = slice(top, top + (oh - 1) * stride[0] + 1, stride[0])
+            cols = slice(left, left + (ow - 1) * stride[1] + 1, stride[1])
+            acc += x[:, :, rows, cols] * weight[None, :, 0, i, j, None, None]
+    return acc
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    multiplier: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    *,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    input_zero_point: int,
+    output_zero_point: int,
+    qmin: int,
+    qmax: int,
+    residual_zero_point: int = 0,
+    residual_multiplier: int = 0,
+    residual_shift: int = 0,
+) -> Tensor:
+    """Convolution to uint8 codes; see `conv2d_accumulate` for the shapes.
+
+    Args:
+        x: uint8 `[N, C, H, W]`.
+        weight: int8 codes.
+        bias: int32 `[O]`.
+        multiplier: int16 `[O]`.
+        shift: int8 `[O]`.
+        residual: uint8 `[N, O, OH, OW]` or None; added as `scale_accumulator(residual - zp)`.
+        stride: `(sh, sw)`.
+        padding: `(top, bottom, left, right)`.
+        dilation: `(dh, dw)`.
+        groups: Channel groups.
+        input_zero_point: Zero point of `x`.
+        output_zero_point: Zero point of the result.
+        qmin: Lower clip, which includes a fused clamp.
+        qmax: Upper clip.
+        residual_zero_point: Zero point of `residual`.
+        residual_multiplier: m of `residual`.
+        residual_shift: s of `residual`.
+    """
+    acc = conv2d_accumulate(
+        x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        input_zero_point=input_zero_point,
+    )  # fmt: skip
+    scaled = _scale_channels(acc, multiplier, shift, axis=1)
+    if residual is not None:
+        difference = residual.to(torch.int64) - residual_zero_point
+        scaled = scaled + scale_accumulator(difference, residual_multiplier, residual_shift)
+    return to_codes(scaled, output_zero_point, qmin, qmax)
+
+
+def _scale_channels(acc: Tensor, multiplier: Tensor, shift: Tensor, axis: int) -> Tensor:
+    shape = [1] * acc.ndim
+    shape[axis] = -1
+    return scale_accumulator(acc.to(torch.int64), multiplier.reshape(shape), shift.reshape(shape))
+
+
+def conv_transpose2d_accumulate(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    input_zero_point: int,
+) -> Tensor:
+    """Transposed convolution as a stride-1 convolution over the zero-inserted input.
+
+    Args:
+        x: uint8 `[N, C, H, W]`.
+        weight: int8 `[O, C/groups, KH, KW]`: the weight of the equivalent convolution (flipped
+            and transposed from torch's `[C, O/groups, KH, KW]`).
+        bias: int32 `[O]`.
+        stride: Zero insertion: `stride - 1` zeros between neighbours.
+        padding: `(top, bottom, left, right)` of the equivalent convolution, may be negative.
+        dilation: Kernel dilation.
+        groups: Channel groups.
+        input_zero_point: Zero point of `x`; inserted zeros carry it.
+    """
+    n, c, h, w = x.shape
+    sh, sw = stride
+    stuffed = x.new_full((n, c, (h - 1) * sh + 1, (w - 1) * sw + 1), input_zero_point)
+    stuffed[:, :, ::sh, ::sw] = x
+    return conv2d_accumulate(
+        stuffed, weight, bias, stride=(1, 1), padding=padding, dilation=dilation, groups=groups,
+        input_zero_point=input_zero_point,
+    )  # fmt: skip
+
+
+def conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    multiplier: Tensor,
+    shift: Tensor,
+    *,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    input_zero_point: int,
+    output_zero_point: int,
+    qmin: int,
+    qmax: int,
+) -> Tensor:
+    """Transposed convolution to uint8 codes; arguments as `conv_transpose2d_accumulate`."""
+    acc = conv_transpose2d_accumulate(
+        x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        input_zero_point=input_zero_point,
+    )  # fmt: skip
+    return to_codes(_scale_channels(acc, multiplier, shift, 1), output_zero_point, qmin, qmax)
+
+
+def linear_accumulate(x: Tensor, weight: Tensor, bias: Tensor, *, input_zero_point: int) -> Tensor:
+    """int32 accumulators `[..., O]` of `x` uint8 `[..., K]` and `weight` int8 `[O, K]`."""
+    real = (x.to(torch.int32) - input_zero_point).double()
+    return F.linear(real, weight.double()).to(torch.int32) + bias
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    multiplier: Tensor,
+    shift: Tensor,
+    *,
+    input_zero_point: int,
+    output_zero_point: int,
+    qmin: int,
+    qmax: int,
+) -> Tensor:
+    """Linear layer to uint8 codes `[..., O]`."""
+    acc = linear_accumulate(x, weight, bias, input_zero_point=input_zero_point)
+    return to_codes(_scale_channels(acc, multiplier, shift, -1), output_zero_point, qmin, qmax)

@@ -1,0 +1,80 @@
+"""Target and MacIdiom: the two records that describe a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fxquant.errors import TargetError
+
+
+@dataclass(frozen=True, slots=True)
+class MacIdiom:
+    """One way to multiply and accumulate 8-bit codes into int32 without loss.
+
+    Attributes:
+        name: Suffix of kernel names, and the name of the mirror file in `tvm_backend/macs/`.
+        lanes: int32 accumulators in one vector.
+        reduction: Products summed into each lane by one step (1, 2 or 4).
+        signed_activations: Activations stored as int8 (`code - 128`) if true, else as uint8.
+        registers: Architectural vector registers, for tile selection.
+    """
+
+    name: str
+    lanes: int
+    reduction: int
+    signed_activations: bool
+    registers: int
+
+    @property
+    def storage(self) -> str:
+        """Storage type of activations."""
+        return "int8" if self.signed_activations else "uint8"
+
+    @property
+    def offset(self) -> int:
+        """What is added to a uint8 code to get the stored value."""
+        return -128 if self.signed_activations else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A device family.
+
+    Attributes:
+        name: Short name, used in files and messages.
+        llvm: LLVM options of the TVM target: `mtriple`, `mcpu`, `mattr`, `mfloat-abi`.
+        mac: The multiply-accumulate idiom of its kernels.
+        vector_bits: Width of the vector registers used.
+        requires: CPU feature flags (as /proc/cpuinfo spells them) a host needs to run it.
+        emulator: qemu-user command that runs it elsewhere, or "".
+        compiler: C compiler that links for it, or "" for the host's.
+    """
+
+    name: str
+    llvm: tuple[tuple[str, str | tuple[str, ...]], ...]
+    mac: MacIdiom
+    vector_bits: int
+    requires: tuple[str, ...] = ()
+    emulator: str = ""
+    compiler: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or self.vector_bits not in (32, 64, 128, 256, 512):
+            raise TargetError(
+                f"target {self.name!r} with {self.vector_bits}-bit vectors is invalid",
+                remedy="give a name and vector_bits of 32, 64, 128, 256 or 512",
+            )
+
+    @property
+    def triple(self) -> str:
+        """LLVM triple, or "" for the host's own."""
+        value = dict(self.llvm).get("mtriple", "")
+        return value if isinstance(value, str) else ""
+
+    @property
+    def is_x86(self) -> bool:
+        """Whether the code is for x86-64 (a target without a triple is the build machine)."""
+        return self.triple.startswith("x86_64") if self.triple else not self.emulator
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,26 @@
+"""x86-64 with AVX2, AVX-512 and AVX512-VNNI."""
+
+from fxquant.targets.base import Target
+from fxquant.targets.idioms import PMADDWD_256, PMADDWD_512, VPDPBUSD_512
+
+X86_VNNI = Target(
+    "x86_vnni",
+    (("mtriple", "x86_64-linux-gnu"), ("mcpu", "cascadelake")),
+    VPDPBUSD_512,
+    512,
+    requires=("avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+)
+X86_AVX512 = Target(
+    "x86_avx512",
+    (("mtriple", "x86_64-linux-gnu"), ("mcpu", "skylake-avx512")),
+    PMADDWD_512,
+    512,
+    requires=("avx512f", "avx512bw", "avx512vl"),
+)
+X86_AVX2 = Target(
+    "x86_avx2",
+    (("mtriple", "x86_64-linux-gnu"), ("mcpu", "haswell")),
+    PMADDWD_256,
+    256,
+    requires=("avx2",),
+)

@@ -1,0 +1,99 @@
+"""Kernel: one PrimFunc with its constants; and the two calling conventions it can be built for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from tvm_backend.layout import Storage
+from tvm_backend.tvm_api import IRBuilder, T
+
+
+class Abi(Enum):
+    """Calling convention of a PrimFunc.
+
+    PACKED is called by the Relax VM with tensors and may use TVM's thread pool. BARE takes raw
+    pointers, has no undefined symbols and no threads: for standalone binaries.
+    """
+
+    PACKED = "packed"
+    BARE = "bare"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernel:
+    """A kernel call without its values.
+
+    Attributes:
+        name: Describes the whole structure: kernels of the same name are the same code, and are
+            built once. Starts with the grammar `<out>_<in>_<op>__<idiom>`.
+        build: Makes the PrimFunc. Parameters in order: inputs, constants, output.
+        inputs: Storage of each input value.
+        constants: Packed weights, biases, tables.
+        output: Storage of the result.
+    """
+
+    name: str
+    build: Callable[[Abi], Any]
+    inputs: tuple[Storage, ...]
+    constants: tuple[np.ndarray, ...]
+    output: Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """Name, shape and type of one kernel parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Built:
+    """Filled with the PrimFunc when the `prim_func` block ends."""
+
+    func: Any = None
+
+
+@contextmanager
+def prim_func(
+    name: str, params: Sequence[Param], abi: Abi
+) -> Iterator[tuple[Built, dict[str, Any]]]:
+    """Build a PrimFunc: yields the result holder and the parameters as flat 1-D buffers.
+
+    All parameters are distinct memory (`noalias`).
+    """
+    built = Built()
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            yield built, _declare(params, abi)
+        built.func = builder.get()
+
+
+def _declare(params: Sequence[Param], abi: Abi) -> dict[str, Any]:
+    """Declare all arguments first (the builder demands it), then flat views of them."""
+    if abi is Abi.BARE:
+        handles = [T.arg(p.name, T.handle(p.dtype)) for p in params]
+        return {
+            p.name: T.decl_buffer((int(np.prod(p.shape)),), p.dtype, data=handle)
+            for p, handle in zip(params, handles, strict=True)
+        }
+    buffers = [T.arg(p.name, T.buffer(p.shape, p.dtype)) for p in params]
+    return {
+        p.name: buffer
+        if len(p.shape) == 1
+        else T.decl_buffer((int(np.prod(p.shape)),), p.dtype, data=buffer.data)
+        for p, buffer in zip(params, buffers, strict=True)
+    }
+
+
+def outer_loop(extent: int, abi: Abi) -> Any:
+    """The loop to spread over threads, where the ABI has threads."""
+    return T.parallel(extent) if abi is Abi.PACKED else T.serial(extent)
