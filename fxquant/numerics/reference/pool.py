@@ -80,8 +80,8 @@ def resize_linear2d(
         qmax: Upper clip.
     """
     one = 1 << RESIZE_BITS
-    i0, i1, wi = torch.tensor(rows, dtype=torch.int64).unbind(1)
-    j0, j1, wj = torch.tensor(cols, dtype=torch.int64).unbind(1)
+    i0, i1, wi = torch.tensor(rows, dtype=torch.int64, device=x.device).unbind(1)
+    j0, j1, wj = torch.tensor(cols, dtype=torch.int64, device=x.device).unbind(1)
     real = x.to(torch.int64) - zero_point
     wi = wi.reshape(-1, 1)
     vertical = real[:, :, i0] * (one - wi) + real[:, :, i1] * wi

@@ -1,0 +1,219 @@
+"""prepare, calibrate, convert, quantize: the straight line, as lists of passes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from tqdm.auto import tqdm
+
+from fxquant.calibration import Calibration, batches_of
+from fxquant.config import W8A8, Config
+from fxquant.errors import CalibrationError, CaptureError, StageError, TargetError
+from fxquant.ir import meta
+from fxquant.ir.frontend import capture, normalize
+from fxquant.ir.frontend.capture import as_inputs
+from fxquant.ir.stages import Stage, verify
+from fxquant.model import FloatIsland, Quantized, float_islands
+from fxquant.passes.annotate import annotate, range_estimators
+from fxquant.passes.fuse import fuse
+from fxquant.solvers.base import Solver
+from fxquant.solvers.driver import Solved, samples_within, solve
+from fxquant.solvers.round_to_nearest import RoundToNearest
+from fxquant.targets import Target
+from fxquant.version import __version__
+
+SOLVER_MEMORY = 2 << 30
+SOLVER_SAMPLES = 256
+
+
+class Prepared:
+    """A model being calibrated: call it on batches, or pass it to `calibrate`.
+
+    Attributes:
+        graph: The annotated graph.
+        config: Its configuration.
+        target: The device it is meant for, if named.
+        calibration: What has been observed.
+        solved: Result of the solver, None before.
+    """
+
+    def __init__(self, graph: GraphModule, config: Config, target: Target | None) -> None:
+        self.graph, self.config, self.target = graph, config, target
+        limit = min(SOLVER_SAMPLES, samples_within(graph, SOLVER_MEMORY))
+        self.calibration = Calibration(graph, range_estimators(graph, config), limit)
+        self.solved: Solved | None = None
+        self.solver_name = ""
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Observe a batch; returns the float model's output."""
+        if self.solved is not None:
+            raise StageError("this model is calibrated already",
+                             remedy="call prepare again to calibrate with other data")
+        return self.calibration.observe(*inputs)
+
+    @property
+    def float_islands(self) -> tuple[FloatIsland, ...]:
+        """Operators that will stay in float, with reasons."""
+        return float_islands(self.graph)
+
+    def solve(self, solver: Solver | None, seed: int, progress: bool) -> None:
+        """Choose grids, then weights layer by layer."""
+        chosen = RoundToNearest() if solver is None else solver
+        self.calibration.set_grids()
+        samples = self.calibration.store.stacked()
+        self.solved = solve(self.graph, samples, chosen, seed, progress)
+        self.solver_name = repr(chosen)
+        verify(self.graph, Stage.CALIBRATED)
+
+
+def prepare(
+    model: Any,
+    example_inputs: Any,
+    config: Config = W8A8,
+    target: Target | None = None,
+) -> Prepared:
+    """Capture, fuse and annotate a model for quantization. The caller's model is not changed.
+
+    Args:
+        model: `nn.Module`, fx `GraphModule` or `ExportedProgram`; runs in inference mode.
+        example_inputs: A tensor or a tuple of tensors, as forward() takes them, with batch axis.
+        config: What to quantize and how finely.
+        target: The device; checked by name only, every target runs the same integers.
+
+    Returns:
+        A `Prepared` to be calibrated.
+
+    Raises:
+        CaptureError: The model cannot be captured.
+        ConfigError: The configuration or the example inputs are invalid.
+        TargetError: `target` is no Target.
+    """
+    if target is not None and not isinstance(target, Target):
+        raise TargetError(f"target is a {type(target).__name__}",
+                          remedy="use a constant of fxquant.targets, or Target(...)")
+    inputs = tuple(x.detach().to("cpu", torch.float32) for x in as_inputs(example_inputs))
+    gm = normalize(capture(model, inputs), inputs)
+    _check_parameters(gm)
+    gm = fuse(gm)
+    verify(gm, Stage.FUSED)
+    gm = annotate(gm, config)
+    verify(gm, Stage.ANNOTATED)
+    return Prepared(gm, config, target)
+
+
+def _check_parameters(gm: GraphModule) -> None:
+    for node in gm.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        tensor = meta.tensor_of(gm, node)
+        if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
+            raise CaptureError(
+                f"parameter {node.target} contains NaN or infinite values",
+                where=str(node.target),
+                why="they cannot be quantized",
+                remedy="load the right checkpoint, or repair the training run",
+            )
+
+
+def calibrate(
+    prepared: Prepared,
+    data: Any,
+    solver: Solver | None = None,
+    *,
+    progress: bool = True,
+    seed: int = 0,
+) -> Prepared:
+    """Stream calibration data through the model, then choose grids and weights.
+
+    Args:
+        prepared: From `prepare`.
+        data: A tensor, a DataLoader or any iterable of batches: tensors, tuples, `(x, label)`.
+        solver: Default `RoundToNearest()`.
+        progress: Show progress bars on stderr.
+        seed: Seed of the solver; the same inputs and seed give the same bytes.
+
+    Raises:
+        CalibrationError: The data is empty, of the wrong shape or not finite.
+    """
+    if not isinstance(prepared, Prepared):
+        raise CalibrationError(f"calibrate got a {type(prepared).__name__}",
+                               remedy="pass what fxquant.prepare returned")
+    total = len(data) if isinstance(data, Sized) and not isinstance(data, Tensor) else None
+    inputs = len(prepared.calibration.inputs)
+    batches = batches_of(data, inputs)
+    for batch in tqdm(batches, "calibrate", total, unit="batch", disable=not progress):
+        prepared(*batch)
+    prepared.solve(solver, seed, progress)
+    return prepared
+
+
+def convert(prepared: Prepared) -> Quantized:
+    """The quantized network. A model observed by hand is solved with the default solver first.
+
+    Raises:
+        CalibrationError: No calibration data was seen.
+    """
+    if not isinstance(prepared, Prepared):
+        raise StageError(f"convert got a {type(prepared).__name__}",
+                         remedy="pass what fxquant.prepare returned")
+    if prepared.solved is None:
+        if prepared.calibration.store.seen == 0:
+            raise CalibrationError(
+                "the model was not calibrated",
+                why="without data the ranges of the activations are unknown",
+                remedy="call fxquant.calibrate(prepared, loader) before convert",
+            )
+        prepared.solve(None, 0, progress=False)
+    assert prepared.solved is not None
+    provenance = {
+        "fxquant": __version__,
+        "torch": str(torch.__version__),
+        "config": repr(prepared.config),
+        "solver": prepared.solver_name,
+        "samples": prepared.calibration.store.seen,
+    }
+    graph = copy.deepcopy(prepared.graph)
+    return Quantized(graph, dict(prepared.solved.notes), provenance)
+
+
+def quantize(
+    model: Any,
+    data: Any,
+    example_inputs: Any = None,
+    config: Config = W8A8,
+    solver: Solver | None = None,
+    target: Target | None = None,
+    *,
+    progress: bool = True,
+    seed: int = 0,
+) -> Quantized:
+    """prepare, calibrate and convert in one call.
+
+    Args:
+        model: As in `prepare`.
+        data: As in `calibrate`; must be re-iterable if `example_inputs` is None.
+        example_inputs: Default: the first sample of the first batch.
+        config: As in `prepare`.
+        solver: As in `calibrate`.
+        target: As in `prepare`.
+        progress: Show progress bars.
+        seed: Seed of the solver.
+    """
+    if example_inputs is None:
+        first = data if isinstance(data, Tensor) else next(iter(data), None)
+        if first is None or iter(data) is data:
+            raise CalibrationError(
+                "example inputs cannot be taken from this data",
+                why="it is empty, or an iterator that can be read only once",
+                remedy="pass example_inputs, or a list or DataLoader",
+            )
+        tensor = first if isinstance(first, Tensor) else first[0]
+        example_inputs = tensor[:1]
+    prepared = prepare(model, example_inputs, config, target)
+    calibrate(prepared, data, solver, progress=progress, seed=seed)
+    return convert(prepared)

@@ -1,0 +1,106 @@
+"""What to quantize and how finely: presets, and rules by type, pattern and name.
+
+Precedence, weakest first, as PyTorch users know it: default < operator type < module-name regular
+expression < module name. A rule of `None` leaves the operator in float. A rule that matches
+nothing is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from fxquant.errors import ConfigError
+from fxquant.numerics.ranges import MinMax, Mse, RangeEstimator
+
+OpType = type[nn.Module] | str
+
+
+@dataclass(frozen=True, slots=True)
+class OpConfig:
+    """Quantization of one operator.
+
+    Attributes:
+        weight_bits: 2..8.
+        activation_bits: Bits of the operator's result, 2..8.
+        activation_range: How the result's range is chosen.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    activation_range: RangeEstimator = Mse()
+
+    def __post_init__(self) -> None:
+        for name, bits in (("weight", self.weight_bits), ("activation", self.activation_bits)):
+            if bits not in range(2, 9):
+                raise ConfigError(
+                    f"{name}_bits={bits} is not supported",
+                    why="integer kernels work on 2..8-bit codes",
+                    remedy="choose 2..8, or None for the operator to leave it in float",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole configuration.
+
+    Attributes:
+        default: Applies where no rule does; None quantizes only what a rule names.
+        types: By module type (`nn.Conv2d`) or operator name (`"conv2d"`, `"add"`).
+        patterns: By regular expression, matched against the whole module path.
+        names: By module path (`"layer1.0.conv1"`) or node name.
+        first_last: Overrides the bits of the first and last weighted layer; None leaves them.
+        input_range: Range estimator of the network inputs.
+    """
+
+    default: OpConfig | None = OpConfig()
+    types: Mapping[OpType, OpConfig | None] = field(default_factory=dict)
+    patterns: Mapping[str, OpConfig | None] = field(default_factory=dict)
+    names: Mapping[str, OpConfig | None] = field(default_factory=dict)
+    first_last: OpConfig | None = None
+    input_range: RangeEstimator = MinMax()
+
+    def __post_init__(self) -> None:
+        for pattern in self.patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"pattern {pattern!r} is no regular expression: {error}",
+                                  where="Config.patterns") from error
+
+    def with_rules(
+        self,
+        types: Mapping[OpType, OpConfig | None] | None = None,
+        patterns: Mapping[str, OpConfig | None] | None = None,
+        names: Mapping[str, OpConfig | None] | None = None,
+    ) -> Config:
+        """A copy with further rules."""
+        return replace(
+            self,
+            types={**self.types, **(types or {})},
+            patterns={**self.patterns, **(patterns or {})},
+            names={**self.names, **(names or {})},
+        )
+
+
+def preset(weight_bits: int, activation_bits: int) -> Config:
+    """W{weight_bits}A{activation_bits}; below 8 bits the first and last layer stay at 8."""
+    low = min(weight_bits, activation_bits) < 8
+    return Config(
+        default=OpConfig(weight_bits, activation_bits),
+        first_last=OpConfig(8, 8) if low else None,
+    )
+
+
+W8A8 = preset(8, 8)
+W7A7 = preset(7, 7)
+W6A6 = preset(6, 6)
+W4A8 = preset(4, 8)
+W4A4 = preset(4, 4)
+W3A8 = preset(3, 8)
+W3A3 = preset(3, 3)
+W2A8 = preset(2, 8)
+W2A4 = preset(2, 4)

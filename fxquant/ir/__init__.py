@@ -1,0 +1,1 @@
+"""The graph substrate on torch.fx: capture, metadata, stages, rewriting, analysis."""

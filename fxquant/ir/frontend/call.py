@@ -1,0 +1,61 @@
+"""One source call as its handler sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.fx import Node
+
+from fxquant.ir.build import GraphBuilder
+from fxquant.ir.meta import shape_of
+from fxquant.ops import shape as shape_ops
+
+_ALIASES = {"sym_size": "size"}
+
+
+def canonical_name(node: Node) -> str:
+    """The bare operator name of a function, method or aten overload, without in-place underscore."""
+    target: Any = node.target
+    if node.op == "call_method":
+        name = str(target)
+    elif hasattr(target, "_schema"):
+        name = target._schema.name.split("::")[-1]
+    else:
+        name = getattr(target, "__name__", str(target))
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return _ALIASES.get(name, name)
+
+
+class Call:
+    """What a handler may use: the new graph, and the recorded result of the source call.
+
+    Handlers get the source call's arguments by position or keyword, named as in torch; they
+    return the new value, or NotImplemented to leave the call in float.
+    """
+
+    def __init__(self, builder: GraphBuilder, recorded: Any, name: str) -> None:
+        self.builder, self.recorded, self.name = builder, recorded, name
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Recorded shape of the single tensor result."""
+        return self.recorded.shape
+
+    def emit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+        """Add a dialect call."""
+        return self.builder.call(function, args, kwargs, self.name)
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """Shape of a value."""
+        return shape_of(node)
+
+    def reshape(self, x: Node, shape: tuple[int, ...]) -> Node:
+        """Reshape to a traced shape; an unchanged leading axis stays the batch."""
+        current = shape_of(x)
+        if current == tuple(shape):
+            return x
+        if shape and current and current[0] == shape[0]:
+            shape = (0, *shape[1:])
+        return self.emit(shape_ops.reshape, x, shape=tuple(shape))

@@ -1,0 +1,168 @@
+"""Turn a model into an fx graph: symbolic tracing first, torch.export where that fails."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.utils._pytree import tree_unflatten
+
+from fxquant.errors import CaptureError, ConfigError
+from fxquant.ir.frontend.modules import MODULES
+
+logger = logging.getLogger("fxquant")
+_HERE = ("/torch/", "/fxquant/ir/", "<eval_with_key>", "<frozen")
+
+
+class _Tracer(Tracer):
+    """Leaves are the modules with a functional form in MODULES; all else is traced through."""
+
+    record_stack_traces = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in MODULES
+
+
+def as_inputs(example_inputs: Any) -> tuple[Tensor, ...]:
+    """Example inputs as a tuple of tensors.
+
+    Raises:
+        ConfigError: Something else was given.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    for i, value in enumerate(inputs):
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"example input {i} is a {type(value).__name__}, not a tensor",
+                where="example_inputs",
+                remedy="pass a tensor or a tuple of the tensors that forward() takes",
+            )
+        if not value.dtype.is_floating_point:
+            raise ConfigError(
+                f"example input {i} has dtype {value.dtype}",
+                where="example_inputs",
+                why="network inputs are quantized from float32",
+                remedy="convert it with .float()",
+            )
+        if value.numel() == 0:
+            raise ConfigError(f"example input {i} of shape {tuple(value.shape)} is empty",
+                              where="example_inputs")
+    if not inputs:
+        raise ConfigError("no example inputs were given", where="example_inputs")
+    return inputs
+
+
+def capture(model: Any, inputs: tuple[Tensor, ...]) -> GraphModule:
+    """An fx graph of the model in inference mode; the caller's model is not changed.
+
+    Args:
+        model: `nn.Module`, fx `GraphModule` or `ExportedProgram`.
+        inputs: Example inputs.
+
+    Raises:
+        CaptureError: Neither symbolic tracing nor torch.export can capture the model.
+    """
+    if isinstance(model, ExportedProgram):
+        return _unlift(model)
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"cannot capture a {type(model).__name__}",
+            remedy="pass an nn.Module, a torch.fx.GraphModule or an ExportedProgram",
+        )
+    model = copy.deepcopy(model).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    try:
+        tracer = _Tracer()
+        graph = tracer.trace(model)
+        assert isinstance(tracer.root, nn.Module)
+        gm = GraphModule(tracer.root, graph)
+        _check_inputs(graph, inputs)
+        return gm
+    except CaptureError:
+        raise
+    except Exception as error:  # fx raises whatever the model's code raises on proxies
+        return _export(model, inputs, error)
+
+
+def _check_inputs(graph: Graph, inputs: tuple[Tensor, ...]) -> None:
+    names = [n.name for n in graph.nodes if n.op == "placeholder"]
+    required = [n.name for n in graph.nodes if n.op == "placeholder" and not n.args]
+    if not len(required) <= len(inputs) <= len(names):
+        raise CaptureError(
+            f"the model takes {len(names)} inputs ({', '.join(names)}), "
+            f"{len(inputs)} example inputs were given",
+            where="example_inputs",
+            remedy="pass one tensor for each input of forward()",
+        )
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...], cause: Exception) -> GraphModule:
+    """torch.export as the second try; its specialization is announced."""
+    place = _user_line(cause)
+    reason = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
+    try:
+        with torch.no_grad():
+            program = torch.export.export(model, inputs)
+    except Exception as error:
+        raise CaptureError(
+            "the model cannot be captured as a graph",
+            where=place or _user_line(error) or type(model).__name__,
+            why=f"torch.fx: {reason}; torch.export: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}",
+            remedy="remove control flow that depends on tensor values (use torch.where), or "
+            "move it out of the module that is quantized",
+        ) from error
+    logger.warning(
+        "torch.fx could not trace %s (%s%s); captured with torch.export instead, which fixes "
+        "shapes and branches to those of the example inputs",
+        type(model).__name__,
+        reason,
+        f", at {place}" if place else "",
+    )
+    return _unlift(program)
+
+
+def _user_line(error: BaseException) -> str:
+    """`file:line` of the innermost frame in the user's code."""
+    place, tb = "", error.__traceback__
+    while tb is not None:
+        name = tb.tb_frame.f_code.co_filename
+        if not any(part in name for part in _HERE):
+            place = f"{name}:{tb.tb_lineno}"
+        tb = tb.tb_next
+    return place
+
+
+def _unlift(program: ExportedProgram) -> GraphModule:
+    """The program as a GraphModule with its parameters as attributes."""
+    module = program.module(check_guards=False)
+    if not isinstance(module, GraphModule):
+        raise CaptureError("ExportedProgram.module() returned no GraphModule")
+    spec = program.call_spec.out_spec
+    if spec is not None:  # restore the nesting of the outputs, which export flattens
+        output = next(n for n in module.graph.nodes if n.op == "output")
+        output.args = (tree_unflatten(list(output.args[0]), spec),)
+    return GraphModule(module, _plain(module.graph))
+
+
+def _plain(graph: Graph) -> Graph:
+    """A copy of the graph without export's input and output flattening code."""
+    plain = Graph()
+    outputs = plain.graph_copy(graph, {})
+    plain.output(outputs)
+    return plain
+
+
+def source_line(node: Node) -> str:
+    """`file:line` of the model's code that made the node, from the recorded stack trace."""
+    trace = node.meta.get("stack_trace") or node.stack_trace or ""
+    places = re.findall(r'File "([^"]+)", line (\d+)', trace)
+    own = [(f, n) for f, n in places if not any(part in f for part in _HERE)]
+    return f"{own[-1][0]}:{own[-1][1]}" if own else ""

@@ -1,0 +1,252 @@
+"""Rewrite a captured graph into the dialect: one call_function node an operator.
+
+Before: modules, functions, methods and aten overloads, sizes computed in the graph.
+After:  functions of `fxquant.ops` on values, get_attr nodes for every tensor, static arguments as
+        keywords; what the dialect lacks keeps its torch target and will stay in float.
+
+The walk keeps, for every source node, its new value: a node, a tuple of values, or a constant.
+Everything that is no tensor (sizes, flags) was recorded in one run on the example inputs.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+
+from fxquant.errors import CaptureError
+from fxquant.ir.build import GraphBuilder
+from fxquant.ir.frontend.call import Call, canonical_name
+from fxquant.ir.frontend.capture import source_line
+from fxquant.ir.frontend.handlers import HANDLERS
+from fxquant.ir.frontend.modules import MODULES, Functional, Parameter
+from fxquant.ir.meta import Provenance, set_provenance, set_value
+
+_SHAPE_QUERIES = {"size", "dim", "ndimension", "numel", "getattr", "len", "is_floating_point",
+                  "stride", "sym_size", "getitem", "eq", "ne", "type", "is_contiguous"}  # fmt: skip
+_ASSERTIONS = {"_assert", "_assert_async", "_assert_tensor_metadata", "_log_api_usage_once"}
+
+
+class _Recorder(Interpreter):
+    """Runs the captured graph once; keeps shapes of tensors and values of everything else."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm)
+        self.values: dict[Node, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        self.values[n] = _abstract(value)
+        return value
+
+
+class TensorInfo:
+    """Shape and dtype standing for a tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.shape, self.dtype = tuple(tensor.shape), tensor.dtype
+
+
+def _abstract(value: Any) -> Any:
+    if isinstance(value, torch.Size):
+        return tuple(value)
+    if isinstance(value, Tensor):
+        return TensorInfo(value)
+    if isinstance(value, tuple | list):
+        return tuple(_abstract(v) for v in value)
+    return value
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(_has_tensor(v) for v in value)
+    return isinstance(value, TensorInfo)
+
+
+def normalize(gm: GraphModule, inputs: tuple[Tensor, ...]) -> GraphModule:
+    """The graph in the dialect; see the module docstring.
+
+    Raises:
+        CaptureError: The model fails on the example inputs, or reads values out of tensors.
+    """
+    recorder = _Recorder(gm)
+    try:
+        with torch.no_grad():
+            recorder.run(*inputs)
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"the model fails on the example inputs: {type(error).__name__}: {error}",
+            where=", ".join(str(tuple(x.shape)) for x in inputs),
+            remedy="pass example inputs that forward() accepts",
+        ) from error
+    return _Normalizer(gm, recorder.values).run()
+
+
+class _Normalizer:
+    """The walk over the captured graph."""
+
+    def __init__(self, gm: GraphModule, values: dict[Node, Any]) -> None:
+        self.gm, self.values = gm, values
+        self.builder = GraphBuilder()
+        self.env: dict[Node, Any] = {}
+
+    def run(self) -> GraphModule:
+        outputs: Any = None
+        for node in self.gm.graph.nodes:
+            if node.op == "output":
+                outputs = self._mapped(node.args[0])
+            else:
+                self.env[node] = self._value(node)
+        return self.builder.finish(outputs)
+
+    def _mapped(self, argument: Any) -> Any:
+        """An argument with source nodes replaced by their new values."""
+        if isinstance(argument, Node):
+            return self.env[argument]
+        if isinstance(argument, tuple | list):
+            return type(argument)(self._mapped(a) for a in argument)
+        if isinstance(argument, dict):
+            return {k: self._mapped(v) for k, v in argument.items()}
+        if isinstance(argument, slice):
+            parts = (argument.start, argument.stop, argument.step)
+            return slice(*(self._mapped(p) for p in parts))
+        return argument
+
+    def _value(self, node: Node) -> Any:
+        recorded = self.values[node]
+        if node.op == "placeholder":
+            if not isinstance(recorded, TensorInfo):
+                return recorded
+            new = self.builder.placeholder(node.name, recorded.shape, recorded.dtype)
+            set_provenance(new, Provenance((), ("input",), ""))
+            return new
+        if node.op == "get_attr":
+            return self._attribute(str(node.target))
+        if node.op == "call_module":
+            return self._module(node)
+        name = canonical_name(node)
+        if name in _ASSERTIONS:
+            return None
+        if not _has_tensor(recorded):
+            self._check_static(node, name)
+            return recorded
+        args, kwargs = self._mapped(node.args), self._mapped(node.kwargs)
+        return self._call(node, name, node.target, args, kwargs, "")
+
+    def _check_static(self, node: Node, name: str) -> None:
+        """A constant made from a tensor's values, not from its shape, must not be frozen."""
+        tensors = [n for n in node.all_input_nodes if _has_tensor(self.values[n])]
+        if tensors and name not in _SHAPE_QUERIES:
+            raise CaptureError(
+                f"the model computes a Python value from the contents of a tensor ({name})",
+                where=source_line(node) or node.name,
+                why="the graph would freeze the value of the example inputs",
+                remedy="express it with tensor operations, or move it out of the model",
+            )
+
+    def _attribute(self, target: str) -> Any:
+        value: Any = self.gm
+        for part in target.split("."):
+            value = getattr(value, part)
+        return self.builder.tensor(value, target) if isinstance(value, Tensor) else value
+
+    def _module(self, node: Node) -> Any:
+        path = str(node.target)
+        module = self.gm.get_submodule(path)
+        if type(module) not in MODULES:
+            raise CaptureError(
+                f"module {path} of type {type(module).__name__} is a leaf of this graph",
+                where=path,
+                why="its operations are hidden from the graph",
+                remedy="pass the nn.Module itself instead of a GraphModule traced with this leaf",
+            )
+        functional = MODULES[type(module)](module)
+        args, kwargs = self._mapped(node.args), self._mapped(node.kwargs)
+        return self._functional(node, path, module, functional, args, kwargs)
+
+    def _functional(
+        self, node: Node, path: str, module: nn.Module, functional: Functional, args: Any, kwargs: Any
+    ) -> Any:  # fmt: skip
+        if functional.before is not None:
+            before = functional.before
+            args = (self._call(node, "pad", before.function, (*args, *before.args), {}, path),)
+        lifted = tuple(
+            self._parameter(path, module, a) if isinstance(a, Parameter) else a
+            for a in functional.args
+        )
+        function = functional.function
+        name = function if isinstance(function, str) else function.__name__
+        kind = type(module).__name__
+        kwargs = {**kwargs, **functional.kwargs}
+        return self._call(node, name, function, (*args, *lifted), kwargs, path, kind)
+
+    def _parameter(self, path: str, module: nn.Module, parameter: Parameter) -> Node | None:
+        value = getattr(module, parameter.name)
+        return None if value is None else self.builder.tensor(value, f"{path}.{parameter.name}")
+
+    def _call(
+        self,
+        node: Node,
+        name: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        path: str,
+        kind: str = "",
+    ) -> Any:
+        before = set(self.builder.graph.nodes)
+        call = Call(self.builder, self.values[node], node.name)
+        handler = HANDLERS.get(name) if _known(target) else None
+        value = handler(call, *args, **kwargs) if handler is not None else NotImplemented
+        if value is NotImplemented:
+            value = self._foreign(node, target, args, kwargs)
+        path = path or _module_path(node)
+        origin = Provenance((path,) if path else (), (kind or name,), source_line(node))
+        for new in self.builder.graph.nodes:
+            if new not in before and new.op != "get_attr":
+                set_provenance(new, origin)
+        return value
+
+    def _foreign(self, node: Node, target: Any, args: Any, kwargs: Any) -> Any:
+        """An operator outside the dialect: kept as it is, later a float island."""
+        if node.op == "call_module":
+            assert callable(target)
+        op = "call_method" if isinstance(target, str) else "call_function"
+        new = self.builder.graph.create_node(op, target, args, kwargs, node.name)
+        recorded = self.values[node]
+        return self._results(new, recorded)
+
+    def _results(self, new: Node, recorded: Any) -> Any:
+        """Shapes of a foreign call; a call with several results becomes a tuple of getitems."""
+        if isinstance(recorded, TensorInfo):
+            set_value(new, recorded.shape, recorded.dtype)
+            return new
+        results = []
+        for i, item in enumerate(recorded):
+            part = self.builder.graph.call_function(operator.getitem, (new, i))
+            results.append(self._results(part, item) if _has_tensor(item) else item)
+        return tuple(results)
+
+
+def _known(target: Any) -> bool:
+    """Whether a name may be trusted: torch's own function, an operator, or a method."""
+    if isinstance(target, str):
+        return True
+    module = getattr(target, "__module__", None) or "torch"
+    return module.split(".")[0] in ("torch", "torchvision", "_operator", "math", "builtins")
+
+
+def _module_path(node: Node) -> str:
+    """Path of the innermost module a functional call was made in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(v[0] if isinstance(v, tuple) else v) for v in stack.values()]
+    paths = [p.removeprefix("L['self'].").removeprefix("L['self']") for p in paths]
+    return paths[-1] if paths else ""
+
+
+

@@ -1,0 +1,149 @@
+"""Typed access to what this project keeps in `node.meta`. Nothing else touches these keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from fxquant.errors import StageError
+from fxquant.numerics.types import QParams, QuantSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TensorQuant:
+    """Quantization of one value: the intent, and after calibration the result.
+
+    Attributes:
+        spec: Intent.
+        qparams: Result, None until calibrated.
+        origin: Why it is so: the config rule, or the value whose grid it shares.
+    """
+
+    spec: QuantSpec
+    qparams: QParams | None
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a node comes from.
+
+    Attributes:
+        modules: Module paths it was fused from, e.g. `("layer1.0.conv1", "layer1.0.bn1")`.
+        kinds: Names of the module types or functions, same order.
+        source: `file:line` of the model's code, or "".
+    """
+
+    modules: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    source: str = ""
+
+    def __add__(self, other: Provenance) -> Provenance:
+        return Provenance(
+            self.modules + tuple(m for m in other.modules if m not in self.modules),
+            self.kinds + other.kinds,
+            self.source or other.source,
+        )
+
+    @property
+    def name(self) -> str:
+        """The module path people know the node by."""
+        return self.modules[0] if self.modules else ""
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Traced shape, batch included."""
+    return node.meta["shape"]
+
+
+def dtype_of(node: Node) -> torch.dtype:
+    """Traced dtype."""
+    return node.meta["dtype"]
+
+
+def set_value(node: Node, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Record the traced shape and dtype."""
+    node.meta["shape"], node.meta["dtype"] = tuple(shape), dtype
+
+
+def provenance(node: Node) -> Provenance:
+    """Where the node comes from."""
+    return node.meta.get("provenance", Provenance())
+
+
+def set_provenance(node: Node, value: Provenance) -> None:
+    """Record where the node comes from."""
+    node.meta["provenance"] = value
+
+
+def quant(node: Node) -> TensorQuant | None:
+    """The value's quantization, None if it stays in float."""
+    return node.meta.get("quant")
+
+
+def set_quant(node: Node, value: TensorQuant | None) -> None:
+    """Set or drop the value's quantization."""
+    if value is None:
+        node.meta.pop("quant", None)
+    else:
+        node.meta["quant"] = value
+
+
+def qparams(node: Node) -> QParams:
+    """The value's grid.
+
+    Raises:
+        StageError: The value has none (yet).
+    """
+    value = quant(node)
+    if value is None or value.qparams is None:
+        raise StageError(f"value {node.name} has no quantization parameters",
+                         why="it stays in float or calibration has not run",
+                         remedy="call fxquant.calibrate first")
+    return value.qparams
+
+
+def float_reason(node: Node) -> str | None:
+    """Why the operator stays in float, None if it runs on integers."""
+    return node.meta.get("float_reason")
+
+
+def set_float_reason(node: Node, reason: str | None) -> None:
+    """Mark the operator as float with its reason, or as integer."""
+    if reason is None:
+        node.meta.pop("float_reason", None)
+    else:
+        node.meta["float_reason"] = reason
+
+
+def delivers_float(node: Node) -> bool:
+    """Whether an integer operator's accumulators are turned into floats directly."""
+    return node.meta.get("delivers_float", False)
+
+
+def tensor_of(gm: GraphModule, node: Node) -> torch.Tensor:
+    """The tensor behind a get_attr node."""
+    value: object = gm
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    assert isinstance(value, torch.Tensor)
+    return value
+
+
+def copy_meta(source: Node, destination: Node) -> None:
+    """Carry all metadata over to the node that replaces `source`."""
+    destination.meta.update(source.meta)
+
+
+def place(node: Node) -> str:
+    """How errors name a node: module path, node name and source line."""
+    origin = provenance(node)
+    parts = [p for p in (origin.name, f"node {node.name}", origin.source) if p]
+    return ", ".join(parts)
+
+
+def output_node(graph: Graph) -> Node:
+    """The graph's output node."""
+    return next(n for n in reversed(graph.nodes) if n.op == "output")

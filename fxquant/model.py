@@ -1,0 +1,129 @@
+"""What users hold: `Prepared` (being calibrated) and `Quantized` (done)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxquant.errors import ConfigError
+from fxquant.ir import meta
+from fxquant.ops import OPS
+from fxquant.passes.annotate import MOVES_FLOAT_RESULT
+from fxquant.passes.insert_qdq import insert_qdq
+from fxquant.passes.integerize import integerize
+
+
+@dataclass(frozen=True, slots=True)
+class FloatIsland:
+    """An operator that stays in float, and why."""
+
+    node: str
+    operator: str
+    module: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.node} ({self.operator}): {self.reason}"
+
+
+def float_islands(gm: GraphModule) -> tuple[FloatIsland, ...]:
+    """The float operators of an annotated graph, in execution order."""
+    islands = []
+    for node in gm.graph.nodes:
+        reason = meta.float_reason(node)
+        if reason is None or reason.startswith(MOVES_FLOAT_RESULT):
+            continue
+        operator = getattr(node.target, "__name__", str(node.target))
+        islands.append(FloatIsland(node.name, operator, meta.provenance(node).name, reason))
+    return tuple(islands)
+
+
+@dataclass(slots=True, eq=False)
+class Quantized:
+    """A quantized network: one calibrated graph, and the graphs made from it.
+
+    Attributes:
+        calibrated: Graph with integer weight codes and a grid on every value.
+        notes: What happened to single nodes during quantization.
+        provenance: Versions, configuration and solver, as plain JSON values.
+    """
+
+    calibrated: GraphModule
+    notes: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    _qdq: GraphModule | None = field(default=None, repr=False)
+    _integer: GraphModule | None = field(default=None, repr=False)
+
+    @property
+    def graph_module(self) -> GraphModule:
+        """The fx graph with quantize/dequantize nodes (the simulator)."""
+        if self._qdq is None:
+            self._qdq = insert_qdq(self.calibrated)
+        return self._qdq
+
+    @property
+    def integer(self) -> GraphModule:
+        """The INTEGER graph; running it is the reference interpreter."""
+        if self._integer is None:
+            self._integer = integerize(self.calibrated)
+        return self._integer
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Run the simulator: float in, float out."""
+        self._check(inputs)
+        return self.graph_module(*inputs)
+
+    @torch.no_grad()
+    def reference(self, *inputs: Tensor) -> Any:
+        """Run the integer reference interpreter: float in, float out, integers between."""
+        self._check(inputs)
+        return self.integer(*inputs)
+
+    def _check(self, inputs: tuple[Tensor, ...]) -> None:
+        nodes = [n for n in self.calibrated.graph.nodes if n.op == "placeholder"]
+        if len(inputs) != len(nodes):
+            raise ConfigError(f"{len(inputs)} inputs were given, the network takes {len(nodes)}")
+        for node, x in zip(nodes, inputs, strict=True):
+            expected = meta.shape_of(node)
+            if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
+                kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+                raise ConfigError(f"input {node.name} is {kind}", why="it must be a float tensor")
+            if x.ndim != len(expected) or tuple(x.shape[1:]) != expected[1:]:
+                raise ConfigError(
+                    f"input {node.name} has shape {tuple(x.shape)}",
+                    why=f"the network takes {expected} (any batch size)",
+                )
+
+    @property
+    def float_islands(self) -> tuple[FloatIsland, ...]:
+        """Operators that stay in float, with reasons."""
+        return float_islands(self.calibrated)
+
+    def save(self, path: str | Path) -> None:
+        """Write a `.fxq` file; see fxquant/storage.py."""
+        from fxquant.storage import save
+
+        save(self, path)
+
+    def __str__(self) -> str:
+        rows = [("node", "op", "shape", "weight", "result", "note")]
+        for node in self.calibrated.graph.nodes:
+            if node.op in ("get_attr", "output"):
+                continue
+            operator = getattr(node.target, "__name__", str(node.target))
+            quant, reason = meta.quant(node), meta.float_reason(node)
+            weight = ""
+            if reason is None and node.op == "call_function" and OPS[node.target].weighted:
+                weight = str(meta.qparams(node.args[1]))
+            result = str(quant.qparams) if quant is not None else "float"
+            note = f"float: {reason}" if reason else self.notes.get(node.name, "")
+            shape = "x".join(map(str, node.meta.get("shape", ())))
+            rows.append((node.name, operator, shape, weight, result, note))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
+        return "\n".join(line.rstrip() for line in lines)

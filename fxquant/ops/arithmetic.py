@@ -1,0 +1,84 @@
+"""add, mul and concat: several operands, each on its own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fxquant.numerics import reference
+from fxquant.numerics.requantize import requant_from_real
+from fxquant.ops.opdef import Clamp, Grid, Input, IntegerCall, OpDef, QuantCall, apply_clamp
+
+
+def add(a: Tensor, b: Tensor, *, clamp: Clamp | None = None) -> Tensor:
+    """`clamp(a + b)`, shapes broadcast."""
+    return apply_clamp(a + b, clamp)
+
+
+def mul(a: Tensor, b: Tensor, *, clamp: Clamp | None = None) -> Tensor:
+    """`clamp(a * b)`, shapes broadcast (squeeze-excite)."""
+    return apply_clamp(a * b, clamp)
+
+
+def concat(tensors: Sequence[Tensor], *, axis: int) -> Tensor:
+    """Concatenate along `axis` (non-negative)."""
+    return torch.cat(list(tensors), axis)
+
+
+def _moves(operands: Sequence, scale: float, name: str) -> dict[str, tuple[int, ...]]:
+    """Zero points, multipliers and shifts that move each operand to the output grid."""
+    real = torch.tensor([o.scale / scale for o in operands], dtype=torch.float64)
+    requant = requant_from_real(real, name)
+    return {
+        "zero_points": tuple(o.zero_point for o in operands),
+        "multipliers": tuple(requant.multiplier.tolist()),
+        "shifts": tuple(requant.shift.tolist()),
+    }
+
+
+def _integer_add(call: QuantCall) -> IntegerCall:
+    assert call.output is not None
+    moves = _moves([call.operand("a"), call.operand("b")], call.output.scale, call.name)
+    qmin, qmax = call.output.clip(call.args.get("clamp"))
+    kwargs = {**moves, "output_zero_point": call.output.zero_point, "qmin": qmin, "qmax": qmax}
+    return IntegerCall(reference.add, (Input("a"), Input("b")), kwargs)
+
+
+def _integer_mul(call: QuantCall) -> IntegerCall:
+    assert call.output is not None
+    a, b = call.operand("a"), call.operand("b")
+    real = torch.tensor(a.scale * b.scale / call.output.scale, dtype=torch.float64)
+    requant = requant_from_real(real, call.name)
+    qmin, qmax = call.output.clip(call.args.get("clamp"))
+    kwargs = {
+        "zero_points": (a.zero_point, b.zero_point),
+        "multiplier": int(requant.multiplier),
+        "shift": int(requant.shift),
+        "output_zero_point": call.output.zero_point,
+        "qmin": qmin,
+        "qmax": qmax,
+    }
+    return IntegerCall(reference.mul, (Input("a"), Input("b")), kwargs)
+
+
+def _integer_concat(call: QuantCall) -> IntegerCall:
+    assert call.output is not None
+    operands = call.inputs["tensors"]
+    kwargs = {
+        "axis": call.args["axis"],
+        **_moves(operands, call.output.scale, call.name),
+        "output_zero_point": call.output.zero_point,
+        "qmin": call.output.qmin,
+        "qmax": call.output.qmax,
+    }
+    inputs = tuple(Input("tensors", i) for i in range(len(operands)))
+    return IntegerCall(reference.concat, (inputs,), kwargs)
+
+
+DEFS = (
+    OpDef(add, Grid.OWN, ("a", "b"), ("a", "b"), _integer_add, clamps=True),
+    OpDef(mul, Grid.OWN, ("a", "b"), ("a", "b"), _integer_mul, clamps=True),
+    OpDef(concat, Grid.OWN, ("tensors",), ("tensors",), _integer_concat),
+)

@@ -1,0 +1,186 @@
+"""Convolution, transposed convolution and linear: the operators with weights."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxquant.numerics import reference
+from fxquant.numerics.accumulator import check_accumulator
+from fxquant.numerics.requantize import requant_from_real
+from fxquant.ops.opdef import (
+    Clamp,
+    FloatOutput,
+    Grid,
+    Input,
+    IntegerCall,
+    OpDef,
+    QuantCall,
+    apply_clamp,
+)
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    clamp: Clamp | None = None,
+) -> Tensor:
+    """`clamp(conv(x) + bias [+ residual])`.
+
+    Args:
+        x: `[N, C, H, W]`.
+        weight: `[O, C/groups, KH, KW]`.
+        bias: `[O]`.
+        residual: `[N, O, OH, OW]`, added before the clamp.
+        stride: `(sh, sw)`.
+        padding: `(top, bottom, left, right)`, zeros.
+        dilation: `(dh, dw)`.
+        groups: Channel groups.
+        clamp: Real bounds of a fused activation.
+    """
+    top, bottom, left, right = padding
+    if top == bottom and left == right and min(padding) >= 0:
+        y = F.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
+    else:
+        y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, dilation,
+                     groups)  # fmt: skip
+    return apply_clamp(y if residual is None else y + residual, clamp)
+
+
+def conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    clamp: Clamp | None = None,
+) -> Tensor:
+    """Transposed convolution, written as a convolution over the zero-inserted input.
+
+    Args:
+        x: `[N, C, H, W]`.
+        weight: `[O, C/groups, KH, KW]` of the equivalent convolution (flipped).
+        bias: `[O]`.
+        stride: Zero insertion.
+        padding: `(top, bottom, left, right)` of the equivalent convolution, may be negative.
+        dilation: Kernel dilation.
+        groups: Channel groups.
+        clamp: Real bounds of a fused activation.
+    """
+    n, c, h, w = x.shape
+    sh, sw = stride
+    stuffed = x.new_zeros((n, c, (h - 1) * sh + 1, (w - 1) * sw + 1))
+    stuffed[:, :, ::sh, ::sw] = x
+    return conv2d(stuffed, weight, bias, stride=(1, 1), padding=padding, dilation=dilation,
+                  groups=groups, clamp=clamp)  # fmt: skip
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, clamp: Clamp | None = None
+) -> Tensor:
+    """`clamp(x @ weight.T + bias)` for x `[..., K]`, weight `[O, K]`."""
+    return apply_clamp(F.linear(x, weight, bias), clamp)
+
+
+def integer_bias(call: QuantCall) -> Tensor:
+    """int32 bias at scale `s_x * s_w`, `[O]`."""
+    assert call.weight is not None
+    scale = call.weight.qparams.scale.double() * call.operand("x").scale
+    bias = call.args.get("bias")
+    if bias is None:
+        return torch.zeros(scale.shape, dtype=torch.int32)
+    return torch.round(bias.double() / scale).to(torch.int32)
+
+
+def _weighted(call: QuantCall, requantizing, accumulating, axis: int, **kwargs) -> IntegerCall:  # noqa: ANN001, ANN003
+    """The integer call shared by all weighted operators."""
+    assert call.weight is not None
+    x, weight, bias = call.operand("x"), call.weight, integer_bias(call)
+    kwargs["input_zero_point"] = x.zero_point
+    scale = weight.qparams.scale.double() * x.scale  # [O]
+    clamp = call.args.get("clamp")
+    if call.output is None:
+        check_accumulator(weight.codes, bias, x.zero_point, x.qmax, 0, call.name)
+        output = FloatOutput(scale.float(), axis, clamp or (None, None))
+        return IntegerCall(accumulating, (Input("x"), weight.codes, bias), kwargs, output)
+    requant = requant_from_real(scale / call.output.scale, call.name)
+    longest = max(int(requant.shift.max()), 0)
+    check_accumulator(weight.codes, bias, x.zero_point, x.qmax, longest, call.name)
+    qmin, qmax = call.output.clip(clamp)
+    kwargs |= {"output_zero_point": call.output.zero_point, "qmin": qmin, "qmax": qmax}
+    args = (Input("x"), weight.codes, bias, requant.multiplier, requant.shift)
+    return IntegerCall(requantizing, args, kwargs)
+
+
+def _integer_conv2d(call: QuantCall) -> IntegerCall:
+    kwargs = {k: call.args[k] for k in ("stride", "padding", "dilation", "groups")}
+    result = _weighted(call, reference.conv2d, reference.conv2d_accumulate, 1, **kwargs)
+    if "residual" not in call.inputs:
+        return result
+    assert call.output is not None
+    residual = call.operand("residual")
+    scale = torch.tensor(residual.scale / call.output.scale, dtype=torch.float64)
+    requant = requant_from_real(scale, call.name)
+    extra = {
+        "residual_zero_point": residual.zero_point,
+        "residual_multiplier": int(requant.multiplier),
+        "residual_shift": int(requant.shift),
+    }
+    args = (*result.args, Input("residual"))
+    return IntegerCall(result.function, args, {**result.kwargs, **extra})
+
+
+def _integer_conv_transpose2d(call: QuantCall) -> IntegerCall:
+    kwargs = {k: call.args[k] for k in ("stride", "padding", "dilation", "groups")}
+    return _weighted(
+        call, reference.conv_transpose2d, reference.conv_transpose2d_accumulate, 1, **kwargs
+    )
+
+
+def _integer_linear(call: QuantCall) -> IntegerCall:
+    return _weighted(call, reference.linear, reference.linear_accumulate, call.rank - 1)
+
+
+DEFS = (
+    OpDef(
+        conv2d,
+        Grid.OWN,
+        ("x", "weight", "bias", "residual"),
+        ("x", "residual"),
+        _integer_conv2d,
+        weighted=True,
+        accumulates=lambda args: args.get("residual") is None,
+        clamps=True,
+    ),
+    OpDef(
+        conv_transpose2d,
+        Grid.OWN,
+        ("x", "weight", "bias"),
+        ("x",),
+        _integer_conv_transpose2d,
+        weighted=True,
+        accumulates=lambda args: True,
+        clamps=True,
+    ),
+    OpDef(
+        linear,
+        Grid.OWN,
+        ("x", "weight", "bias"),
+        ("x",),
+        _integer_linear,
+        weighted=True,
+        accumulates=lambda args: True,
+        clamps=True,
+    ),
+)

@@ -1,0 +1,150 @@
+"""OpDef: what the compiler must know of an operator, and the records its integer form is made of.
+
+An operator is a plain function on float tensors: the target of its fx node. Tensor operands are
+the node's positional arguments, everything static is a keyword argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fxquant.numerics.types import QParams, QTensor
+
+Clamp = tuple[float | None, float | None]
+
+
+class Grid(Enum):
+    """Which grid an operator's result lies on."""
+
+    OWN = "own"  # calibrated for the result
+    SHARED = "shared"  # that of the first operand: the operator only moves or selects values
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """The per-tensor grid of an activation, as plain numbers."""
+
+    scale: float
+    zero_point: int
+    qmin: int
+    qmax: int
+
+    @classmethod
+    def of(cls, qparams: QParams) -> Operand:
+        """From per-tensor QParams."""
+        dtype = qparams.spec.dtype
+        return cls(float(qparams.scale), int(qparams.zero_point), dtype.qmin, dtype.qmax)
+
+    def clip(self, clamp: Clamp | None) -> tuple[int, int]:
+        """Code range after a clamp in real values."""
+        lower, upper = clamp or (None, None)
+        low = self.qmin if lower is None else max(self.qmin, self.code(lower))
+        high = self.qmax if upper is None else min(self.qmax, self.code(upper))
+        return min(low, self.qmax), max(high, self.qmin)
+
+    def code(self, real: float) -> int:
+        """Nearest code of a real value, not clipped."""
+        limited = max(min(real / self.scale, 1e9), -1e9)
+        return round(limited) + self.zero_point
+
+    def codes(self) -> Tensor:
+        """Real values of the codes 0..255, float64 `[256]`."""
+        return (torch.arange(256, dtype=torch.float64) - self.zero_point) * self.scale
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Stands for an activation operand in `IntegerCall.args`."""
+
+    name: str
+    index: int | None = None  # position inside a tuple operand (concat)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantCall:
+    """One call of an operator together with the grids of its operands and result.
+
+    Attributes:
+        name: Node name, for errors.
+        args: Arguments by parameter name; activations are absent, other tensors present.
+        inputs: Grid of every activation operand, a tuple for a list operand.
+        weight: Quantized weight, if the operator has one.
+        output: Grid of the result; None if the result is a float made from the accumulators.
+        rank: Rank of the result.
+    """
+
+    name: str
+    args: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    weight: QTensor | None
+    output: Operand | None
+    rank: int
+
+    def operand(self, name: str) -> Operand:
+        """Grid of a single-tensor operand."""
+        value = self.inputs[name]
+        assert isinstance(value, Operand)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class FloatOutput:
+    """How accumulators become floats: `acc * scale` along `axis`, then the clamp."""
+
+    scale: Tensor
+    axis: int
+    clamp: Clamp
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerCall:
+    """The call of a reference operator that replaces a float call."""
+
+    function: Callable[..., Tensor]
+    args: tuple[Any, ...]  # Input, tuple of Input, Tensor or None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    float_output: FloatOutput | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpDef:
+    """An operator with an integer form.
+
+    Attributes:
+        function: Float semantics and target of its fx nodes.
+        grid: Where the result's grid comes from.
+        parameters: Names of the positional (tensor) parameters.
+        operands: Those of them that are activations.
+        integer: Makes the integer call.
+        weighted: Has parameters `weight` `[O, ...]` and `bias`.
+        accumulates: Can deliver a float result from its accumulators.
+        clamps: Has a `clamp` argument that a following clamp fuses into.
+        moves: Copies values without changing any, so it serves floats and codes alike.
+    """
+
+    function: Callable[..., Any]
+    grid: Grid
+    parameters: tuple[str, ...]
+    operands: tuple[str, ...]
+    integer: Callable[[QuantCall], IntegerCall]
+    weighted: bool = False
+    accumulates: Callable[[Mapping[str, Any]], bool] = lambda args: False
+    clamps: bool = False
+    moves: bool = False
+
+    def bind(self, node: Node) -> dict[str, Any]:
+        """All arguments of a call by parameter name; absent and None tensors are left out."""
+        named = dict(zip(self.parameters, node.args, strict=False))
+        return {k: v for k, v in named.items() if v is not None} | dict(node.kwargs)
+
+
+def apply_clamp(x: Tensor, clamp: Clamp | None) -> Tensor:
+    """Clamp in real values; None bounds are open."""
+    return x if clamp is None or clamp == (None, None) else x.clamp(clamp[0], clamp[1])

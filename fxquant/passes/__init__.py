@@ -1,0 +1,1 @@
+"""Graph passes, one file each; `fxquant.api` lists them in order."""

@@ -1,0 +1,243 @@
+"""Decide for every operator whether it runs on integers, and for every value its QuantSpec.
+
+Before: a FUSED graph.  After: every operator is integer or has a reason to stay in float; every
+value an integer operator reads or writes has a TensorQuant without qparams.
+
+A value has one grid. Operators that only move values (Grid.SHARED) take their operand's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from fxquant.config import Config, OpConfig
+from fxquant.errors import ConfigError
+from fxquant.ir import meta
+from fxquant.ir.meta import TensorQuant
+from fxquant.numerics.ranges import RangeEstimator
+from fxquant.numerics.types import activation_spec, weight_spec
+from fxquant.ops import OPS, Grid
+
+
+MOVES_FLOAT_RESULT = "moves the float result"
+
+
+def annotate(gm: GraphModule, config: Config) -> GraphModule:
+    """Write the decisions into the metadata of `gm`.
+
+    Raises:
+        ConfigError: A rule matches nothing.
+    """
+    choices = _Choices(gm, config)
+    for node in gm.graph.nodes:
+        if node.op in ("call_function", "call_method", "call_module"):
+            meta.set_float_reason(node, _float_reason(node, choices))
+    _deliver_floats(gm)
+    _weights(gm, choices)
+    for node in gm.graph.nodes:
+        _value(node, choices)
+    return gm
+
+
+def _deliver_floats(gm: GraphModule) -> None:
+    """Where only float operators or the output read a layer, its accumulators become floats.
+
+    What moves such a result on its way (a final flatten) moves floats.
+    """
+    for node in gm.graph.nodes:
+        if not _reads_integers(node):
+            continue
+        definition = OPS[node.target]
+        if not definition.accumulates(definition.bind(node)):
+            continue
+        movers: set[Node] = set()
+        if _feeds_only_floats(node, movers):
+            node.meta["delivers_float"] = True
+            for mover in movers:
+                meta.set_float_reason(mover, f"{MOVES_FLOAT_RESULT} of {node.name}")
+
+
+def _feeds_only_floats(node: Node, movers: set[Node]) -> bool:
+    for user in node.users:
+        if user.op == "output" or not _reads_integers(user):
+            continue
+        if not OPS[user.target].moves or not _feeds_only_floats(user, movers):  # type: ignore
+            return False
+        movers.add(user)
+    return True
+
+
+class _Choices:
+    """The configuration resolved for each operator."""
+
+    def __init__(self, gm: GraphModule, config: Config) -> None:
+        self.config = config
+        operators = [n for n in gm.graph.nodes if n.op.startswith("call_")]
+        self.chosen: dict[Node, tuple[OpConfig | None, str]] = {
+            n: (config.default, "default") for n in operators
+        }
+        self._first_last(operators)
+        for kind, op_config in config.types.items():
+            label = kind if isinstance(kind, str) else kind.__name__
+            self._rule(f"types[{label}]", op_config, operators, lambda n, k=kind: _is_kind(n, k))
+        for pattern, op_config in config.patterns.items():
+            matches = re.compile(pattern).fullmatch
+            self._rule(
+                f"patterns[{pattern!r}]", op_config, operators,
+                lambda n, m=matches: any(m(p) for p in meta.provenance(n).modules),
+            )  # fmt: skip
+        for name, op_config in config.names.items():
+            self._rule(
+                f"names[{name!r}]", op_config, operators,
+                lambda n, w=name: w == n.name or w in meta.provenance(n).modules,
+            )  # fmt: skip
+
+    def _first_last(self, operators: list[Node]) -> None:
+        """Weights of the first and last layer, and the grid the last one reads."""
+        special = self.config.first_last
+        weighted = [n for n in operators if _is_weighted(n)]
+        if special is None or not weighted or self.config.default is None:
+            return
+        for node in {weighted[0], weighted[-1]}:
+            base = self.config.default
+            bits = replace(base, weight_bits=special.weight_bits)
+            if node is weighted[-1]:
+                bits = replace(bits, activation_bits=special.activation_bits)
+            self.chosen[node] = (bits, "first_last")
+        for source in _grid_owners(weighted[-1].all_input_nodes[0]):
+            if source in self.chosen:
+                base = self.chosen[source][0]
+                assert base is not None
+                wider = replace(base, activation_bits=special.activation_bits)
+                self.chosen[source] = (wider, "first_last")
+
+    def _rule(
+        self, label: str, config: OpConfig | None, operators: list[Node],
+        matches: Callable[[Node], bool],
+    ) -> None:  # fmt: skip
+        hit = [n for n in operators if matches(n)]
+        if not hit:
+            known = sorted({m for n in operators for m in meta.provenance(n).modules})
+            raise ConfigError(
+                f"the rule {label} matches nothing",
+                where="Config",
+                why="a misspelt rule would silently leave the default in force",
+                remedy=f"known module paths start with: {', '.join(known[:12])} ...",
+            )
+        for node in hit:
+            self.chosen[node] = (config, label)
+
+    def of(self, node: Node) -> tuple[OpConfig | None, str]:
+        """Configuration of an operator and the rule it comes from."""
+        return self.chosen[node]
+
+
+def _grid_owners(node: Node) -> Iterator[Node]:
+    """The operator whose grid a value lies on."""
+    while node.op == "call_function" and node.target in OPS:
+        if OPS[node.target].grid is Grid.OWN:  # type: ignore[index]
+            yield node
+            return
+        node = node.all_input_nodes[0]
+
+
+def _is_weighted(node: Node) -> bool:
+    return node.target in OPS and OPS[node.target].weighted  # type: ignore[index]
+
+
+def _is_kind(node: Node, kind: type[nn.Module] | str) -> bool:
+    name = kind if isinstance(kind, str) else kind.__name__
+    return name in meta.provenance(node).kinds or name == getattr(node.target, "__name__", "")
+
+
+def _float_reason(node: Node, choices: _Choices) -> str | None:
+    name = getattr(node.target, "__name__", str(node.target))
+    if node.op != "call_function" or node.target not in OPS:
+        return f"{name} has no integer form"
+    definition = OPS[node.target]  # type: ignore[index]
+    config, rule = choices.of(node)
+    if config is None:
+        return f"left in float by the configuration ({rule})"
+    activations = _activations(node)
+    if not activations:
+        return f"{name} works on constants"
+    if any(not n.meta["dtype"].is_floating_point for n in activations):
+        return f"{name} works on integers of the model"
+    if definition.grid is Grid.SHARED:
+        source = activations[0]
+        if source.op != "placeholder" and meta.float_reason(source) is not None:
+            return f"{name} moves values that are in float"
+    return None
+
+
+def _activations(node: Node) -> list[Node]:
+    return [n for n in node.all_input_nodes if n.op != "get_attr"]
+
+
+def _weights(gm: GraphModule, choices: _Choices) -> None:
+    for node in gm.graph.nodes:
+        if meta.float_reason(node) is None and _is_weighted(node):
+            config, rule = choices.of(node)
+            assert config is not None
+            spec = weight_spec(config.weight_bits)
+            known = meta.quant(node.args[1])
+            if known is not None and known.spec != spec:
+                raise ConfigError(
+                    f"the weight {node.args[1]} is shared by layers with different weight_bits",
+                    where=meta.place(node),
+                    remedy="give all layers that share a weight the same weight_bits",
+                )
+            meta.set_quant(node.args[1], TensorQuant(spec, None, rule))
+
+
+def _reads_integers(node: Node) -> bool:
+    return node.op == "call_function" and meta.float_reason(node) is None
+
+
+def _value(node: Node, choices: _Choices) -> None:
+    """The spec of one value, if an integer operator writes or reads it."""
+    if node.op in ("output", "get_attr"):
+        return
+    produced = _reads_integers(node) and not meta.delivers_float(node)
+    consumed = any(_reads_integers(u) for u in node.users)
+    if not (produced or consumed):
+        return
+    if produced and OPS[node.target].grid is Grid.SHARED:  # type: ignore[index]
+        source = node.all_input_nodes[0]
+        shared = meta.quant(source)
+        assert shared is not None
+        meta.set_quant(node, TensorQuant(shared.spec, None, f"shared with {source.name}"))
+        return
+    bits, origin = _activation_bits(node, choices)
+    meta.set_quant(node, TensorQuant(activation_spec(bits), None, origin))
+
+
+def _activation_bits(node: Node, choices: _Choices) -> tuple[int, str]:
+    if node.op == "placeholder":
+        return 8, "input"
+    config, rule = choices.of(node)
+    if config is not None:
+        return config.activation_bits, rule
+    default = choices.config.default
+    return (8 if default is None else default.activation_bits), rule
+
+
+def range_estimators(gm: GraphModule, config: Config) -> dict[str, RangeEstimator]:
+    """Range estimator of every value that owns its grid, by node name."""
+    choices = _Choices(gm, config)
+    estimators: dict[str, RangeEstimator] = {}
+    for node in gm.graph.nodes:
+        if meta.quant(node) is None or node.op == "get_attr":
+            continue
+        chosen: Any = choices.of(node)[0] if node.op.startswith("call_") else None
+        if node.op == "placeholder":
+            estimators[node.name] = config.input_range
+        else:
+            estimators[node.name] = (chosen or config.default or OpConfig()).activation_range
+    return estimators
