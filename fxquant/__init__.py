@@ -26,6 +26,7 @@ from fxquant.config import (
 from fxquant.errors import FxQuantError
 from fxquant.model import FloatIsland, Quantized
 from fxquant.numerics.ranges import Entropy, MinMax, MovingAverage, Mse, Percentile
+from fxquant.storage import load
 from fxquant.version import __version__
 
 logging.getLogger("fxquant").addHandler(logging.NullHandler())
@@ -55,6 +56,7 @@ __all__ = [
     "calibrate",
     "convert",
     "errors",
+    "load",
     "prepare",
     "preset",
     "quantize",

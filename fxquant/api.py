@@ -15,6 +15,7 @@ from fxquant.calibration import Calibration, batches_of
 from fxquant.config import W8A8, Config
 from fxquant.errors import CalibrationError, CaptureError, StageError, TargetError
 from fxquant.ir import meta
+from fxquant.ir.batch import fixed_batch, run_in_batches
 from fxquant.ir.frontend import capture, normalize
 from fxquant.ir.frontend.capture import as_inputs
 from fxquant.ir.stages import Stage, verify
@@ -37,6 +38,7 @@ class Prepared:
     Attributes:
         graph: The annotated graph.
         config: Its configuration.
+        batch: The only batch size the graph can run, None if any will do.
         target: The device it is meant for, if named.
         calibration: What has been observed.
         solved: Result of the solver, None before.
@@ -45,6 +47,7 @@ class Prepared:
     def __init__(self, graph: GraphModule, config: Config, target: Target | None) -> None:
         self.graph, self.config, self.target = graph, config, target
         limit = min(SOLVER_SAMPLES, samples_within(graph, SOLVER_MEMORY))
+        self.batch = fixed_batch(graph)
         self.calibration = Calibration(graph, range_estimators(graph, config), limit)
         self.solved: Solved | None = None
         self.solver_name = ""
@@ -54,7 +57,7 @@ class Prepared:
         if self.solved is not None:
             raise StageError("this model is calibrated already",
                              remedy="call prepare again to calibrate with other data")
-        return self.calibration.observe(*inputs)
+        return run_in_batches(self.calibration.observe, inputs, self.batch)
 
     @property
     def float_islands(self) -> tuple[FloatIsland, ...]:
@@ -66,7 +69,7 @@ class Prepared:
         chosen = RoundToNearest() if solver is None else solver
         self.calibration.set_grids()
         samples = self.calibration.store.stacked()
-        self.solved = solve(self.graph, samples, chosen, seed, progress)
+        self.solved = solve(self.graph, samples, chosen, self.batch, seed, progress)
         self.solver_name = repr(chosen)
         verify(self.graph, Stage.CALIBRATED)
 
@@ -178,7 +181,7 @@ def convert(prepared: Prepared) -> Quantized:
         "samples": prepared.calibration.store.seen,
     }
     graph = copy.deepcopy(prepared.graph)
-    return Quantized(graph, dict(prepared.solved.notes), provenance)
+    return Quantized(graph, dict(prepared.solved.notes), provenance, prepared.batch)
 
 
 def quantize(

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
+from fxquant.ir.batch import run_in_batches
 from fxquant.ops import OPS
 from fxquant.passes.annotate import MOVES_FLOAT_RESULT
 from fxquant.passes.insert_qdq import insert_qdq
@@ -51,11 +52,13 @@ class Quantized:
         calibrated: Graph with integer weight codes and a grid on every value.
         notes: What happened to single nodes during quantization.
         provenance: Versions, configuration and solver, as plain JSON values.
+        batch: The only batch size the graph was captured for, None if any will do.
     """
 
     calibrated: GraphModule
     notes: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    batch: int | None = None
     _qdq: GraphModule | None = field(default=None, repr=False)
     _integer: GraphModule | None = field(default=None, repr=False)
 
@@ -76,13 +79,13 @@ class Quantized:
     def __call__(self, *inputs: Tensor) -> Any:
         """Run the simulator: float in, float out."""
         self._check(inputs)
-        return self.graph_module(*inputs)
+        return run_in_batches(self.graph_module, inputs, self.batch)
 
     @torch.no_grad()
     def reference(self, *inputs: Tensor) -> Any:
         """Run the integer reference interpreter: float in, float out, integers between."""
         self._check(inputs)
-        return self.integer(*inputs)
+        return run_in_batches(self.integer, inputs, self.batch)
 
     def _check(self, inputs: tuple[Tensor, ...]) -> None:
         nodes = [n for n in self.calibrated.graph.nodes if n.op == "placeholder"]

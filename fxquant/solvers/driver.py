@@ -67,6 +67,7 @@ def solve(
     gm: GraphModule,
     samples: Sequence[Tensor],
     solver: Solver,
+    batch: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Solved:
@@ -76,21 +77,22 @@ def solve(
         gm: ANNOTATED graph with activation qparams.
         samples: One `[S, ...]` tensor a network input.
         solver: The solver.
+        batch: Samples to run at once, if the graph can run no other number.
         seed: Seed of the solver's randomness.
         progress: Show a progress bar.
     """
-    return _Driver(gm, samples, solver, seed).run(progress)
+    return _Driver(gm, samples, solver, batch or CHUNK, seed).run(progress)
 
 
 class _Driver:
     """Runs both prefixes through the graph."""
 
     def __init__(
-        self, gm: GraphModule, samples: Sequence[Tensor], solver: Solver, seed: int
+        self, gm: GraphModule, samples: Sequence[Tensor], solver: Solver, chunk: int, seed: int
     ) -> None:
         self.gm, self.solver = gm, solver
         self.rng = torch.Generator().manual_seed(seed)
-        self.chunks = [s.split(CHUNK) for s in samples]
+        self.chunks = [s[: len(s) // chunk * chunk or len(s)].split(chunk) for s in samples]
         self.float_values: dict[Node, list[Tensor]] = {}
         self.quantized_values: dict[Node, list[Tensor]] = {}
         self.codes: dict[Node, QTensor] = {}
