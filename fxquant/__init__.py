@@ -1,8 +1,8 @@
 """fxquant: post-training quantization of CNNs, from torch.fx to bit-exact integer kernels.
 
-    prepared = fxquant.prepare(model, example_inputs, config=fxquant.W8A8)
-    fxquant.calibrate(prepared, loader)
-    quantized = fxquant.convert(prepared)
+prepared = fxquant.prepare(model, example_inputs, config=fxquant.W8A8)
+fxquant.calibrate(prepared, loader)
+quantized = fxquant.convert(prepared)
 """
 
 import logging

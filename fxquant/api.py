@@ -55,8 +55,10 @@ class Prepared:
     def __call__(self, *inputs: Tensor) -> Any:
         """Observe a batch; returns the float model's output."""
         if self.solved is not None:
-            raise StageError("this model is calibrated already",
-                             remedy="call prepare again to calibrate with other data")
+            raise StageError(
+                "this model is calibrated already",
+                remedy="call prepare again to calibrate with other data",
+            )
         return run_in_batches(self.calibration.observe, inputs, self.batch)
 
     @property
@@ -97,8 +99,10 @@ def prepare(
         TargetError: `target` is no Target.
     """
     if target is not None and not isinstance(target, Target):
-        raise TargetError(f"target is a {type(target).__name__}",
-                          remedy="use a constant of fxquant.targets, or Target(...)")
+        raise TargetError(
+            f"target is a {type(target).__name__}",
+            remedy="use a constant of fxquant.targets, or Target(...)",
+        )
     inputs = tuple(x.detach().to("cpu", torch.float32) for x in as_inputs(example_inputs))
     gm = normalize(capture(model, inputs), inputs)
     _check_parameters(gm)
@@ -144,8 +148,10 @@ def calibrate(
         CalibrationError: The data is empty, of the wrong shape or not finite.
     """
     if not isinstance(prepared, Prepared):
-        raise CalibrationError(f"calibrate got a {type(prepared).__name__}",
-                               remedy="pass what fxquant.prepare returned")
+        raise CalibrationError(
+            f"calibrate got a {type(prepared).__name__}",
+            remedy="pass what fxquant.prepare returned",
+        )
     total = len(data) if isinstance(data, Sized) and not isinstance(data, Tensor) else None
     inputs = len(prepared.calibration.inputs)
     batches = batches_of(data, inputs)
@@ -162,8 +168,9 @@ def convert(prepared: Prepared) -> Quantized:
         CalibrationError: No calibration data was seen.
     """
     if not isinstance(prepared, Prepared):
-        raise StageError(f"convert got a {type(prepared).__name__}",
-                         remedy="pass what fxquant.prepare returned")
+        raise StageError(
+            f"convert got a {type(prepared).__name__}", remedy="pass what fxquant.prepare returned"
+        )
     if prepared.solved is None:
         if prepared.calibration.store.seen == 0:
             raise CalibrationError(

@@ -14,7 +14,7 @@ from fxquant.ir import meta
 from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator, Statistics
 from fxquant.numerics.types import qparams_from_range
-from fxquant.ops import OPS, Grid
+from fxquant.ops import Grid
 
 
 def tensors_of(batch: Any, inputs: int) -> tuple[Tensor, ...]:
@@ -131,8 +131,10 @@ class Calibration:
                     remedy="convert it with .float() and normalize it as in training",
                 )
             if not bool(torch.isfinite(x).all()):
-                raise CalibrationError(f"input {node.name} contains NaN or infinite values",
-                                       remedy="clean the calibration data")
+                raise CalibrationError(
+                    f"input {node.name} contains NaN or infinite values",
+                    remedy="clean the calibration data",
+                )
 
     def set_grids(self) -> None:
         """Turn statistics into the qparams of every value.
@@ -160,6 +162,6 @@ class Calibration:
 
 
 def _owns_grid(node: Node) -> bool:
-    if node.op != "call_function" or meta.float_reason(node) is not None:
-        return True
-    return OPS[node.target].grid is Grid.OWN  # type: ignore[index]
+    definition = meta.opdef(node)
+    moves_codes = definition is not None and definition.grid is Grid.SHARED
+    return not (moves_codes and meta.float_reason(node) is None)

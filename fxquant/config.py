@@ -68,8 +68,10 @@ class Config:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ConfigError(f"pattern {pattern!r} is no regular expression: {error}",
-                                  where="Config.patterns") from error
+                raise ConfigError(
+                    f"pattern {pattern!r} is no regular expression: {error}",
+                    where="Config.patterns",
+                ) from error
 
     def with_rules(
         self,

@@ -13,7 +13,6 @@ from torch.fx import GraphModule
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
 from fxquant.ir.batch import run_in_batches
-from fxquant.ops import OPS
 from fxquant.passes.annotate import MOVES_FLOAT_RESULT
 from fxquant.passes.insert_qdq import insert_qdq
 from fxquant.passes.integerize import integerize
@@ -107,6 +106,12 @@ class Quantized:
         """Operators that stay in float, with reasons."""
         return float_islands(self.calibrated)
 
+    def report(self, path: str | Path, data: Any = None, compiled: Any = None) -> None:
+        """Write an HTML report; see fxquant/inspection."""
+        from fxquant.inspection import report
+
+        report(self, path, data, compiled)
+
     def save(self, path: str | Path) -> None:
         """Write a `.fxq` file; see fxquant/storage.py."""
         from fxquant.storage import save
@@ -121,7 +126,8 @@ class Quantized:
             operator = getattr(node.target, "__name__", str(node.target))
             quant, reason = meta.quant(node), meta.float_reason(node)
             weight = ""
-            if reason is None and node.op == "call_function" and OPS[node.target].weighted:
+            definition = meta.opdef(node)
+            if reason is None and definition is not None and definition.weighted:
                 weight = str(meta.qparams(node.args[1]))
             result = str(quant.qparams) if quant is not None else "float"
             note = f"float: {reason}" if reason else self.notes.get(node.name, "")

@@ -79,5 +79,3 @@ def _concatenated(parts: Sequence[Any]) -> Any:
     if isinstance(first, dict):
         return {k: _concatenated([p[k] for p in parts]) for k in first}
     return type(first)(_concatenated(column) for column in zip(*parts, strict=True))
-
-

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from fxquant.errors import StageError
 from fxquant.numerics.types import QParams, QuantSpec
+from fxquant.ops import OPS, OpDef
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,11 @@ def qparams(node: Node) -> QParams:
     """
     value = quant(node)
     if value is None or value.qparams is None:
-        raise StageError(f"value {node.name} has no quantization parameters",
-                         why="it stays in float or calibration has not run",
-                         remedy="call fxquant.calibrate first")
+        raise StageError(
+            f"value {node.name} has no quantization parameters",
+            why="it stays in float or calibration has not run",
+            remedy="call fxquant.calibrate first",
+        )
     return value.qparams
 
 
@@ -121,6 +125,22 @@ def set_float_reason(node: Node, reason: str | None) -> None:
 def delivers_float(node: Node) -> bool:
     """Whether an integer operator's accumulators are turned into floats directly."""
     return node.meta.get("delivers_float", False)
+
+
+def opdef(node: Node) -> OpDef | None:
+    """The node's operator, None if the dialect has no such operator."""
+    function: Any = node.target
+    return OPS.get(function) if node.op == "call_function" else None
+
+
+def runs_on_integers(node: Node) -> bool:
+    """Whether an annotated node is an operator on integer codes."""
+    return opdef(node) is not None and float_reason(node) is None
+
+
+def static(node: Node, name: str) -> Any:
+    """A static argument of a dialect node."""
+    return node.kwargs[name]
 
 
 def tensor_of(gm: GraphModule, node: Node) -> torch.Tensor:

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.errors import StageError
 from fxquant.ir import meta
-from fxquant.ops import OPS, Grid
+from fxquant.ops import Grid
 from fxquant.ops.normalization import batch_norm
 
 
@@ -50,12 +50,12 @@ def _several_results(node: Node) -> bool:
 
 
 def _check_annotation(node: Node, stage: Stage) -> None:
-    if node.op != "call_function" or meta.float_reason(node) is not None:
+    if not node.op.startswith("call_") or meta.float_reason(node) is not None:
         return
-    if node.target not in OPS:
+    definition = meta.opdef(node)
+    if definition is None:
         _fail(node, stage, "has no integer form and no reason to stay in float")
-    definition = OPS[node.target]  # type: ignore[index]
-    if definition.grid is Grid.SHARED:
+    elif definition.grid is Grid.SHARED:
         own, shared = meta.quant(node), meta.quant(node.all_input_nodes[0])
         if own is None or shared is None or own.spec != shared.spec:
             _fail(node, stage, "must share the grid of its operand")

@@ -142,7 +142,8 @@ class Percentile:
         centers = statistics.centers()
         low = centers[min(int(np.searchsorted(cumulative, cut, side="right")), BINS - 1)]
         high = centers[min(int(np.searchsorted(cumulative, 1 - cut)), BINS - 1)]
-        return max(float(low), statistics.low), min(float(high), statistics.high)
+        bounds = np.clip((low, high), statistics.low, statistics.high)
+        return float(bounds[0]), float(bounds[1])
 
 
 def _quantization_error(

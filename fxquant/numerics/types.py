@@ -103,11 +103,15 @@ class QParams:
     def __post_init__(self) -> None:
         scale, zero_point, dtype = self.scale, self.zero_point, self.spec.dtype
         if scale.dtype != torch.float32 or zero_point.dtype != torch.int32:
-            raise NumericsError(f"scale/zero_point are {scale.dtype}/{zero_point.dtype}",
-                                why="they must be float32 and int32")
+            raise NumericsError(
+                f"scale/zero_point are {scale.dtype}/{zero_point.dtype}",
+                why="they must be float32 and int32",
+            )
         if scale.shape != zero_point.shape:
-            raise NumericsError(f"scale {tuple(scale.shape)} and zero_point "
-                                f"{tuple(zero_point.shape)} differ in shape")
+            raise NumericsError(
+                f"scale {tuple(scale.shape)} and zero_point "
+                f"{tuple(zero_point.shape)} differ in shape"
+            )
         if scale.ndim != (0 if isinstance(self.spec.granularity, PerTensor) else 1):
             raise NumericsError(f"scale of rank {scale.ndim} for {self.spec.granularity}")
         if not bool(torch.isfinite(scale).all()) or bool((scale < SMALLEST_SCALE).any()):
@@ -118,8 +122,9 @@ class QParams:
                 remedy="check the tensor for NaN/Inf or an empty range",
             )
         if bool((zero_point < dtype.qmin).any()) or bool((zero_point > dtype.qmax).any()):
-            raise NumericsError(f"zero_point {zero_point.tolist()} outside "
-                                f"[{dtype.qmin}, {dtype.qmax}]")
+            raise NumericsError(
+                f"zero_point {zero_point.tolist()} outside [{dtype.qmin}, {dtype.qmax}]"
+            )
         if self.spec.symmetric and bool((zero_point != 0).any()):
             raise NumericsError("a symmetric grid has zero_point 0")
 
@@ -173,8 +178,9 @@ def qparams_from_range(low: Tensor, high: Tensor, spec: QuantSpec) -> QParams:
     """
     low, high = low.double().clamp(max=0), high.double().clamp(min=0)
     if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
-        raise NumericsError("a range bound is NaN or infinite",
-                            remedy="check the calibration data and the weights")
+        raise NumericsError(
+            "a range bound is NaN or infinite", remedy="check the calibration data and the weights"
+        )
     dtype = spec.dtype
     if spec.symmetric:
         scale = torch.maximum(-low / -dtype.qmin, high / dtype.qmax)

@@ -103,7 +103,7 @@ def integer_bias(call: QuantCall) -> Tensor:
     return torch.round(bias.double() / scale).to(torch.int32)
 
 
-def _weighted(call: QuantCall, requantizing, accumulating, axis: int, **kwargs) -> IntegerCall:  # noqa: ANN001, ANN003
+def _weighted(call: QuantCall, requantizing, accumulating, axis: int, **kwargs) -> IntegerCall:
     """The integer call shared by all weighted operators."""
     assert call.weight is not None
     x, weight, bias = call.operand("x"), call.weight, integer_bias(call)

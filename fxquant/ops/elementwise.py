@@ -67,7 +67,7 @@ def table_codes(values: Tensor, call: QuantCall) -> Tensor:
     return codes.clamp(call.output.qmin, call.output.qmax).to(torch.uint8)
 
 
-def _integer_table(function):  # noqa: ANN001, ANN202
+def _integer_table(function):
     def integer(call: QuantCall) -> IntegerCall:
         values = function(call.operand("x").codes(), **call.args)
         return IntegerCall(reference.lookup, (Input("x"), table_codes(values, call)))

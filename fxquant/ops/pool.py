@@ -115,7 +115,7 @@ def _integer_lrn(call: QuantCall) -> IntegerCall:
     return IntegerCall(reference.local_response_norm, (Input("x"),), kwargs)
 
 
-def _uniform(args) -> bool:  # noqa: ANN001
+def _uniform(args) -> bool:
     return len(set(args["row_counts"])) == 1 and len(set(args["col_counts"])) == 1
 
 

@@ -22,8 +22,7 @@ from fxquant.ir import meta
 from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator
 from fxquant.numerics.types import activation_spec, weight_spec
-from fxquant.ops import OPS, Grid
-
+from fxquant.ops import Grid
 
 MOVES_FLOAT_RESULT = "moves the float result"
 
@@ -53,7 +52,8 @@ def _deliver_floats(gm: GraphModule) -> None:
     for node in gm.graph.nodes:
         if not _reads_integers(node):
             continue
-        definition = OPS[node.target]
+        definition = meta.opdef(node)
+        assert definition is not None
         if not definition.accumulates(definition.bind(node)):
             continue
         movers: set[Node] = set()
@@ -67,7 +67,9 @@ def _feeds_only_floats(node: Node, movers: set[Node]) -> bool:
     for user in node.users:
         if user.op == "output" or not _reads_integers(user):
             continue
-        if not OPS[user.target].moves or not _feeds_only_floats(user, movers):  # type: ignore
+        definition = meta.opdef(user)
+        moves = definition is not None and definition.moves
+        if not moves or not _feeds_only_floats(user, movers):
             return False
         movers.add(user)
     return True
@@ -79,9 +81,9 @@ class _Choices:
     def __init__(self, gm: GraphModule, config: Config) -> None:
         self.config = config
         operators = [n for n in gm.graph.nodes if n.op.startswith("call_")]
-        self.chosen: dict[Node, tuple[OpConfig | None, str]] = {
-            n: (config.default, "default") for n in operators
-        }
+        self.chosen: dict[Node, tuple[OpConfig | None, str]] = dict.fromkeys(
+            operators, (config.default, "default")
+        )
         self._first_last(operators)
         for kind, op_config in config.types.items():
             label = kind if isinstance(kind, str) else kind.__name__
@@ -140,15 +142,16 @@ class _Choices:
 
 def _grid_owners(node: Node) -> Iterator[Node]:
     """The operator whose grid a value lies on."""
-    while node.op == "call_function" and node.target in OPS:
-        if OPS[node.target].grid is Grid.OWN:  # type: ignore[index]
+    while (definition := meta.opdef(node)) is not None:
+        if definition.grid is Grid.OWN:
             yield node
             return
         node = node.all_input_nodes[0]
 
 
 def _is_weighted(node: Node) -> bool:
-    return node.target in OPS and OPS[node.target].weighted  # type: ignore[index]
+    definition = meta.opdef(node)
+    return definition is not None and definition.weighted
 
 
 def _is_kind(node: Node, kind: type[nn.Module] | str) -> bool:
@@ -158,9 +161,9 @@ def _is_kind(node: Node, kind: type[nn.Module] | str) -> bool:
 
 def _float_reason(node: Node, choices: _Choices) -> str | None:
     name = getattr(node.target, "__name__", str(node.target))
-    if node.op != "call_function" or node.target not in OPS:
+    definition = meta.opdef(node)
+    if definition is None:
         return f"{name} has no integer form"
-    definition = OPS[node.target]  # type: ignore[index]
     config, rule = choices.of(node)
     if config is None:
         return f"left in float by the configuration ({rule})"
@@ -197,7 +200,7 @@ def _weights(gm: GraphModule, choices: _Choices) -> None:
 
 
 def _reads_integers(node: Node) -> bool:
-    return node.op == "call_function" and meta.float_reason(node) is None
+    return node.op.startswith("call_") and meta.float_reason(node) is None
 
 
 def _value(node: Node, choices: _Choices) -> None:
@@ -208,7 +211,8 @@ def _value(node: Node, choices: _Choices) -> None:
     consumed = any(_reads_integers(u) for u in node.users)
     if not (produced or consumed):
         return
-    if produced and OPS[node.target].grid is Grid.SHARED:  # type: ignore[index]
+    definition = meta.opdef(node)
+    if produced and definition is not None and definition.grid is Grid.SHARED:
         source = node.all_input_nodes[0]
         shared = meta.quant(source)
         assert shared is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from torch.fx import GraphModule, Node
 
 from fxquant.ir import meta
 from fxquant.ir.build import infer_shape, new_attribute, renamed
-from fxquant.ops import OPS
 from fxquant.ops import shape as shape_ops
 from fxquant.ops.arithmetic import add
 from fxquant.ops.conv import conv2d, conv_transpose2d, linear
@@ -68,7 +68,9 @@ def _only_user(producer: Node, user: Node) -> bool:
     return list(producer.users) == [user]
 
 
-def _replace(gm: GraphModule, old: Node, target: Callable, args: tuple, kwargs: dict, *parts: Node) -> Node:  # noqa: E501
+def _replace(
+    gm: GraphModule, old: Node, target: Any, args: tuple[Any, ...], kwargs: Any, *parts: Node
+) -> Node:
     """Put one fused node in the place of `old`, named and explained by the parts it is made of."""
     with gm.graph.inserting_before(old):
         new = gm.graph.create_node("call_function", target, args, kwargs, parts[0].name)
@@ -99,7 +101,7 @@ def _batch_norm_affine(gm: GraphModule, node: Node) -> tuple[Tensor, Tensor]:
     """Scale and offset of a batch norm, float64 `[C]`: `y = x * scale + offset`."""
     mean, variance, weight, bias = (_tensor(gm, _operand(node, i)) for i in range(1, 5))
     assert mean is not None and variance is not None
-    scale = torch.rsqrt(variance.double() + float(node.kwargs["eps"]))  # type: ignore[arg-type]
+    scale = torch.rsqrt(variance.double() + meta.static(node, "eps"))
     if weight is not None:
         scale = scale * weight.double()
     offset = -mean.double() * scale
@@ -128,8 +130,8 @@ def fold_batch_norm(gm: GraphModule, node: Node) -> Node | Refusal | None:
     new_bias = offset if bias is None else offset + bias.double() * scale
     w = _get_attr(gm, node, str(weight_node.target), folded.float())
     b = _get_attr(gm, node, f"{weight_node.target}_bias", new_bias.float())
-    args = (layer.args[0], w, b)
-    return _replace(gm, node, layer.target, args, dict(layer.kwargs), layer, node)  # type: ignore
+    args = (_operand(layer), w, b)
+    return _replace(gm, node, layer.target, args, dict(layer.kwargs), layer, node)
 
 
 def batch_norm_as_conv(gm: GraphModule, node: Node) -> Node | Refusal | None:
@@ -162,12 +164,11 @@ def pad_into_conv(gm: GraphModule, node: Node) -> Node | Refusal | None:
     pad = _operand(node)
     if node.target is not conv2d or pad is None or pad.target is not shape_ops.pad:
         return None
-    pads = pad.kwargs["pads"]
-    assert isinstance(pads, tuple)
+    pads = meta.static(pad, "pads")
     amounts = (*pads[2], *pads[3])
     if any(pads[0]) or any(pads[1]) or pad.kwargs["value"] != 0 or min(amounts) < 0:
         return Refusal("not a zero padding of the plane")
-    padding = tuple(a + b for a, b in zip(node.kwargs["padding"], amounts, strict=True))  # type: ignore
+    padding = tuple(a + b for a, b in zip(meta.static(node, "padding"), amounts, strict=True))
     args = (pad.args[0], *node.args[1:])
     return _replace(gm, node, conv2d, args, {**node.kwargs, "padding": padding}, node)
 
@@ -177,7 +178,7 @@ def clamp_into_producer(gm: GraphModule, node: Node) -> Node | Refusal | None:
     producer = _operand(node)
     if node.target is not clamp or producer is None or producer.op != "call_function":
         return None
-    definition = OPS.get(producer.target)  # type: ignore[arg-type]
+    definition = meta.opdef(producer)
     if definition is None or not definition.clamps:
         return None
     if not _only_user(producer, node):
@@ -185,7 +186,7 @@ def clamp_into_producer(gm: GraphModule, node: Node) -> Node | Refusal | None:
     if producer.kwargs.get("clamp") is not None:
         return Refusal("already clamped")
     kwargs = {**producer.kwargs, "clamp": node.kwargs["clamp"]}
-    return _replace(gm, node, producer.target, producer.args, kwargs, producer, node)  # type: ignore
+    return _replace(gm, node, producer.target, producer.args, kwargs, producer, node)
 
 
 def add_into_conv(gm: GraphModule, node: Node) -> Node | Refusal | None:
@@ -203,8 +204,7 @@ def add_into_conv(gm: GraphModule, node: Node) -> Node | Refusal | None:
             continue
         if meta.shape_of(layer) != meta.shape_of(residual):
             continue
-        bias = layer.args[2] if len(layer.args) > 2 else None
-        args = (layer.args[0], layer.args[1], bias, residual)
+        args = (*(_operand(layer, i) for i in range(3)), residual)
         kwargs = {**layer.kwargs, "clamp": node.kwargs.get("clamp")}
         return _replace(gm, node, conv2d, args, kwargs, layer, node)
     return Refusal("no operand is an unclamped dense convolution used only here")
@@ -232,7 +232,7 @@ def channel_shuffle(gm: GraphModule, node: Node) -> Node | Refusal | None:
     permuted = _operand(node)
     if node.target is not shape_ops.reshape or permuted is None:
         return None
-    if permuted.target is not shape_ops.permute or permuted.kwargs["dims"] != (0, 2, 1, 3, 4):
+    if permuted.target is not shape_ops.permute or meta.static(permuted, "dims") != (0, 2, 1, 3, 4):
         return None
     split = _operand(permuted)
     if split is None or split.target is not shape_ops.reshape:

@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from fxquant.ir import meta
 from fxquant.ir.build import GraphBuilder
-from fxquant.ops import OPS, Operand
+from fxquant.ops import Operand
 from fxquant.ops.qdq import dequantize, dequantize_weight, quantize
 
 
@@ -74,7 +74,7 @@ class _Inserter:
         quant = meta.quant(node)
         if quant is None:
             return
-        definition = OPS.get(node.target) if node.op == "call_function" else None  # type: ignore
+        definition = meta.opdef(node)
         if definition is not None and definition.moves and meta.float_reason(node) is None:
             return  # values it moves lie on the grid already
         grid = Operand.of(meta.qparams(node))

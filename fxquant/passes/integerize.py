@@ -19,7 +19,7 @@ from fxquant.ir import meta
 from fxquant.ir.build import GraphBuilder
 from fxquant.numerics import reference
 from fxquant.numerics.types import QTensor
-from fxquant.ops import OPS, Input, IntegerCall, OpDef, Operand, QuantCall
+from fxquant.ops import Input, IntegerCall, OpDef, Operand, QuantCall
 
 
 def integerize(gm: GraphModule) -> GraphModule:
@@ -49,8 +49,8 @@ class _Integerizer:
                 self.floats[node] = self.builder.placeholder(node.name, shape, dtype)
             elif node.op == "get_attr":
                 continue  # registered by the operator that reads it
-            elif meta.float_reason(node) is None:
-                self._integer_call(node, OPS[node.target])
+            elif (definition := meta.opdef(node)) and meta.runs_on_integers(node):
+                self._integer_call(node, definition)
             else:
                 self.floats[node] = self._float_call(node)
         return self.builder.finish(outputs)
@@ -111,9 +111,7 @@ class _Integerizer:
 
     def _quant_call(self, node: Node, definition: OpDef, bound: dict[str, Any]) -> QuantCall:
         inputs = {
-            name: map_arg(value, lambda n: Operand.of(meta.qparams(n)))
-            for name, value in bound.items()
-            if name in definition.operands
+            name: _grids(value) for name, value in bound.items() if name in definition.operands
         }
         weight = None
         if definition.weighted:
@@ -141,3 +139,10 @@ class _Integerizer:
             label = kind.get(argument.dtype, "table") if position < 4 else "shift"
             return self.builder.tensor(argument, f"{node.name}_{label}")
         return argument
+
+
+def _grids(operand: Any) -> Operand | tuple[Operand, ...]:
+    """Grid of an activation operand, a tuple for a list operand."""
+    if isinstance(operand, Node):
+        return Operand.of(meta.qparams(operand))
+    return tuple(Operand.of(meta.qparams(n)) for n in operand)

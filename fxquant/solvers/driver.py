@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from fxquant.ir import meta
 from fxquant.ir.build import new_attribute
 from fxquant.ir.units import Unit
 from fxquant.numerics.types import QParams, QTensor
-from fxquant.ops import OPS, Operand
+from fxquant.ops import Operand
 from fxquant.ops.qdq import dequantize, quantize
 from fxquant.solvers.base import Layer, Solver, UnitProblem, UnitSolution
 
@@ -123,12 +124,12 @@ class _Driver:
         return self.solved
 
     def _is_layer(self, node: Node) -> bool:
-        if node.op != "call_function" or meta.float_reason(node) is not None:
-            return False
-        return OPS[node.target].weighted  # type: ignore[index]
+        definition = meta.opdef(node)
+        return definition is not None and definition.weighted and meta.runs_on_integers(node)
 
     def _solve_layer(self, node: Node) -> None:
-        definition = OPS[node.target]  # type: ignore[index]
+        definition = meta.opdef(node)
+        assert definition is not None
         bound = definition.bind(node)
         weight = meta.tensor_of(self.gm, bound["weight"]).detach()
         bias = bound.get("bias")
@@ -196,7 +197,9 @@ class _Driver:
             return [self._on_grid(node, r) for r in results]
         return results
 
-    def _call(self, node: Node, values: dict[Node, list[Tensor]], i: int, quantized: bool) -> Tensor:
+    def _call(
+        self, node: Node, values: dict[Node, list[Tensor]], i: int, quantized: bool
+    ) -> Tensor:
         integer = meta.float_reason(node) is None
 
         def operand(n: Node) -> Tensor:
@@ -210,7 +213,8 @@ class _Driver:
         args, kwargs = map_arg(node.args, operand), map_arg(node.kwargs, operand)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        function: Any = node.target
+        return function(*args, **kwargs)
 
     @staticmethod
     def _on_grid(node: Node, value: Tensor) -> Tensor:

@@ -52,7 +52,9 @@ class RoundToNearest:
             quantized, raised = quantize_weight(layer)
             weights[name], biases[name] = quantized, layer.bias
             if raised:
-                notes[name] = f"weight scale of {raised} channel(s) raised to keep the bias in int32"
+                notes[name] = (
+                    f"weight scale of {raised} channel(s) raised to keep the bias in int32"
+                )
             if self.bias_correction:
                 shift = _mean_shift(layer, quantized, problem.float_inputs[name],
                                     problem.quantized_inputs[name])  # fmt: skip

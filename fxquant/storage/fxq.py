@@ -41,6 +41,20 @@ from fxquant.storage.values import (
 
 VERSION = 1
 _KEY = "fxquant"
+# What reading nonsense raises, here and in the libraries below.
+_UNREADABLE = (
+    SafetensorError,
+    FxQuantError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    RuntimeError,
+    AssertionError,
+    RecursionError,
+)
 
 
 def save(quantized: Quantized, path: str | Path) -> None:
@@ -115,14 +129,14 @@ def load(path: str | Path) -> Quantized:
         with safe_open(str(path), "pt") as file:
             text = (file.metadata() or {}).get(_KEY)
             if text is None:
-                raise FileFormatError("the file is safetensors, but not of fxquant",
-                                      where=str(path))
+                raise FileFormatError(
+                    "the file is safetensors, but not of fxquant", where=str(path)
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _decode(json.loads(text), tensors)
     except FileFormatError:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError,
-            IndexError, RuntimeError, AssertionError, FxQuantError, RecursionError) as error:  # fmt: skip
+    except _UNREADABLE as error:
         raise FileFormatError(
             f"cannot read the file: {type(error).__name__}: {str(error)[:300]}",
             where=str(path),

@@ -40,8 +40,10 @@ def encode(value: Any) -> Any:
         return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, Mapping):
         return {"dict": {str(k): encode(v) for k, v in value.items()}}
-    raise UnsupportedError(f"an argument of type {type(value).__name__} cannot be stored",
-                           remedy="use numbers, strings and tuples")
+    raise UnsupportedError(
+        f"an argument of type {type(value).__name__} cannot be stored",
+        remedy="use numbers, strings and tuples",
+    )
 
 
 def decode(value: Any, nodes: Mapping[str, Node]) -> Any:

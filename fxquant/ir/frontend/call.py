@@ -15,7 +15,7 @@ _ALIASES = {"sym_size": "size"}
 
 
 def canonical_name(node: Node) -> str:
-    """The bare operator name of a function, method or aten overload, without in-place underscore."""
+    """The bare operator name of a function, method or aten overload, underscore dropped."""
     target: Any = node.target
     if node.op == "call_method":
         name = str(target)

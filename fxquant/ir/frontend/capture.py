@@ -51,8 +51,9 @@ def as_inputs(example_inputs: Any) -> tuple[Tensor, ...]:
                 remedy="convert it with .float()",
             )
         if value.numel() == 0:
-            raise ConfigError(f"example input {i} of shape {tuple(value.shape)} is empty",
-                              where="example_inputs")
+            raise ConfigError(
+                f"example input {i} of shape {tuple(value.shape)} is empty", where="example_inputs"
+            )
     if not inputs:
         raise ConfigError("no example inputs were given", where="example_inputs")
     return inputs

@@ -170,8 +170,14 @@ class _Normalizer:
         return self._functional(node, path, module, functional, args, kwargs)
 
     def _functional(
-        self, node: Node, path: str, module: nn.Module, functional: Functional, args: Any, kwargs: Any
-    ) -> Any:  # fmt: skip
+        self,
+        node: Node,
+        path: str,
+        module: nn.Module,
+        functional: Functional,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         if functional.before is not None:
             before = functional.before
             args = (self._call(node, "pad", before.function, (*args, *before.args), {}, path),)
@@ -247,6 +253,3 @@ def _module_path(node: Node) -> str:
     paths = [str(v[0] if isinstance(v, tuple) else v) for v in stack.values()]
     paths = [p.removeprefix("L['self'].").removeprefix("L['self']") for p in paths]
     return paths[-1] if paths else ""
-
-
-

@@ -1,0 +1,124 @@
+"""What the report says about each value: plain records gathered from the calibrated graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fxquant.ir import meta
+from fxquant.model import Quantized
+from fxquant.ops import OPS
+
+BYTES_A_CHANNEL = 4 + 2 + 1  # int32 bias, int16 multiplier, int8 shift
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """Integer weight of an operator.
+
+    Attributes:
+        codes: int8 `[O, ...]`.
+        bits: Width of the codes.
+        scales: Smallest and largest scale of a channel.
+    """
+
+    codes: Tensor
+    bits: int
+    scales: tuple[float, float]
+
+    @property
+    def float_bytes(self) -> int:
+        """Size in float32, with bias."""
+        return 4 * (self.codes.numel() + self.codes.shape[0])
+
+    @property
+    def integer_bytes(self) -> int:
+        """Size of the packed codes and the integers of each channel."""
+        return -(-self.codes.numel() * self.bits // 8) + BYTES_A_CHANNEL * self.codes.shape[0]
+
+    def histogram(self, bins: int = 32) -> list[int]:
+        """How often the codes occur, from the most negative to the most positive."""
+        limit = (1 << (self.bits - 1)) - 1
+        bins = min(bins, 2 * limit + 1)
+        edge = limit + 0.5
+        counts = torch.histc(self.codes.float(), bins, -edge, edge)
+        return [int(c) for c in counts]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """One row of the report's table.
+
+    Attributes:
+        node: Node name.
+        module: Module path it comes from.
+        operator: Operator name.
+        shape: Shape of the result, batch included.
+        weight: Integer weight, if it has one.
+        bits: Width of the result's codes; None if it is float.
+        grid: The result's grid in words: its type, and the numbers.
+        float_reason: Why it stays in float, or "".
+        note: What happened to it during quantization.
+        sources: Names of the values it reads.
+    """
+
+    node: str
+    module: str
+    operator: str
+    shape: tuple[int, ...]
+    weight: Weight | None
+    bits: int | None
+    grid: tuple[str, str]
+    float_reason: str
+    note: str
+    sources: tuple[str, ...]
+
+
+def node_facts(quantized: Quantized) -> tuple[NodeFacts, ...]:
+    """Facts of the inputs and operators, in execution order."""
+    nodes = quantized.calibrated.graph.nodes
+    return tuple(_facts(quantized, node) for node in nodes if node.op not in ("get_attr", "output"))
+
+
+def _facts(quantized: Quantized, node: Node) -> NodeFacts:
+    reason = meta.float_reason(node) or ""
+    quant = meta.quant(node)
+    bits, grid = None, ("float32", "")
+    if quant is not None and not meta.delivers_float(node):
+        qparams = meta.qparams(node)
+        bits = qparams.spec.dtype.bits
+        kind, _, numbers = str(qparams).partition(" ")
+        grid = (kind, numbers)
+    elif meta.delivers_float(node):
+        grid = ("float32", "from accumulators")
+    return NodeFacts(
+        node=node.name,
+        module=meta.provenance(node).name,
+        operator="input" if node.op == "placeholder" else _operator(node),
+        shape=tuple(node.meta.get("shape", ())),
+        weight=None if reason else _weight(quantized, node),
+        bits=bits,
+        grid=grid,
+        float_reason=reason,
+        note=quantized.notes.get(node.name, ""),
+        sources=tuple(n.name for n in node.all_input_nodes if n.op != "get_attr"),
+    )
+
+
+def _operator(node: Node) -> str:
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _weight(quantized: Quantized, node: Node) -> Weight | None:
+    definition = OPS.get(node.target) if node.op == "call_function" else None  # type: ignore[arg-type]
+    if definition is None or not definition.weighted:
+        return None
+    source = node.args[1]
+    assert isinstance(source, Node)
+    qparams = meta.qparams(source)
+    scales = (float(qparams.scale.min()), float(qparams.scale.max()))
+    codes = meta.tensor_of(quantized.calibrated, source).detach()
+    return Weight(codes, qparams.spec.dtype.bits, scales)
