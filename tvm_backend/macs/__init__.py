@@ -1,1 +1,39 @@
-"""macs"""
+"""One file a multiply-accumulate idiom of `fxquant.targets.idioms`, and the table of them."""
+
+from __future__ import annotations
+
+from fxquant.errors import TargetError
+from fxquant.targets import MacIdiom, idioms
+from tvm_backend.macs import pmaddwd_256, pmaddwd_512, sdot, smull_sadalp, usdot, vmull_vpadal
+from tvm_backend.macs.base import Mac
+from tvm_backend.macs.vpdpbusd_512 import Vpdpbusd512
+from tvm_backend.macs.widen import Widen
+
+MACS: dict[MacIdiom, Mac] = {
+    idioms.VPDPBUSD_512: Vpdpbusd512(),
+    idioms.PMADDWD_512: pmaddwd_512.MAC,
+    idioms.PMADDWD_256: pmaddwd_256.MAC,
+    idioms.SDOT: sdot.MAC,
+    idioms.USDOT: usdot.MAC,
+    idioms.SMULL_SADALP: smull_sadalp.MAC,
+    idioms.VMULL_VPADAL: vmull_vpadal.MAC,
+    idioms.WIDEN: Widen(),
+}
+
+
+def mac_of(idiom: MacIdiom) -> Mac:
+    """The implementation of an idiom.
+
+    Raises:
+        TargetError: There is none.
+    """
+    if idiom not in MACS:
+        raise TargetError(
+            f"no implementation of the MAC idiom {idiom.name!r}",
+            why="tvm_backend/macs has no entry equal to this description",
+            remedy="use an idiom of fxquant.targets.idioms, or add its file to tvm_backend/macs",
+        )
+    return MACS[idiom]
+
+
+__all__ = ["MACS", "Mac", "mac_of"]

@@ -1,0 +1,101 @@
+"""Every MAC implementation equals its description on adversarial operands."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fxquant.errors import TargetError
+from fxquant.targets import (
+    ARMV7_NEON,
+    CORTEX_A53,
+    CORTEX_A76,
+    GENERIC,
+    NEOVERSE_V1,
+    X86_AVX2,
+    X86_AVX512,
+    X86_VNNI,
+    MacIdiom,
+    Target,
+    idioms,
+)
+from tests.backend.kernel_harness import run_kernel
+from tvm_backend.kernel import Abi, Kernel, Param, prim_func
+from tvm_backend.layout import Flat
+from tvm_backend.macs import MACS, mac_of
+from tvm_backend.macs.vector import load, store
+
+ROWS = 64
+
+
+def _mac_kernel(target: Target, steps: int) -> Kernel:
+    """ROWS independent chains of `steps` multiply-accumulates."""
+    mac = mac_of(target.mac)
+    lanes, reduction = target.mac.lanes, target.mac.reduction
+    per_step = lanes * reduction
+    params = (
+        Param("x", (ROWS * steps * reduction,), target.mac.storage),
+        Param("w", (ROWS * steps * per_step,), "int8"),
+        Param("acc", (ROWS * lanes,), "int32"),
+        Param("y", (ROWS * lanes,), "int32"),
+    )
+    name = f"mac_test_{steps}__{target.mac.name}"
+
+    def build(abi: Abi):
+        with prim_func(name, params, abi) as (built, p):
+            for row in range(ROWS):
+                acc = load(p["acc"], row * lanes, lanes)
+                start = row * steps
+                activations = mac.load_activations(p["x"], start * reduction, steps)
+                for i, a in enumerate(activations):
+                    weights = mac.load_weights(p["w"], (start + i) * per_step)
+                    acc = mac.multiply_accumulate(acc, a, weights)
+                store(p["y"], row * lanes, acc, lanes)
+        return built.func
+
+    *inputs, output = (Flat(p.shape, p.dtype) for p in params)
+    return Kernel(name, build, tuple(inputs), (), output)
+
+
+def _operands(idiom: MacIdiom, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random operands; the first rows hold every combination of extremes."""
+    rng = np.random.default_rng(7)
+    low, high = (-128, 127) if idiom.signed_activations else (0, 255)
+    x = rng.integers(low, high + 1, (ROWS, steps, idiom.reduction))
+    w = rng.integers(-128, 128, (ROWS, steps, idiom.lanes, idiom.reduction))
+    extremes = [(a, b) for a in (low, high) for b in (-128, -127, 127)]
+    for row, (a, b) in enumerate(extremes):
+        x[row], w[row] = a, b
+    acc = rng.integers(-(1 << 30), 1 << 30, (ROWS, idiom.lanes))
+    return x.astype(idiom.storage), w.astype("int8"), acc.astype("int32")
+
+
+def _check(target: Target, steps: int) -> None:
+    x, w, acc = _operands(target.mac, steps)
+    expected = acc + np.einsum("nsr,nslr->nl", x.astype("int64"), w.astype("int64"))
+    kernel = _mac_kernel(target, steps)
+    got = run_kernel(kernel, target, x.reshape(-1), w.reshape(-1), acc.reshape(-1))
+    assert (got.reshape(expected.shape) == expected).all()
+
+
+@pytest.mark.parametrize("target", [X86_VNNI, X86_AVX512, X86_AVX2, GENERIC], ids=str)
+def test_host_mac_equals_description(target: Target) -> None:
+    for steps in {1, mac_of(target.mac).unroll}:
+        _check(target, steps)
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("target", [CORTEX_A53, CORTEX_A76, NEOVERSE_V1, ARMV7_NEON], ids=str)
+def test_arm_mac_equals_description(target: Target) -> None:
+    for steps in {1, mac_of(target.mac).unroll}:
+        _check(target, steps)
+
+
+def test_every_idiom_has_an_implementation_of_its_name() -> None:
+    assert set(MACS) == set(idioms.ALL)
+    assert all(mac.idiom == idiom for idiom, mac in MACS.items())
+
+
+def test_unknown_idiom_is_an_error() -> None:
+    with pytest.raises(TargetError, match="no implementation"):
+        mac_of(MacIdiom("imaginary", 4, 1, signed_activations=False, registers=8))

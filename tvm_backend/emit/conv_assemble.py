@@ -1,0 +1,67 @@
+"""What all convolution kernels share around their loops: names, parameters, the folded bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fxquant.targets import Target
+from tvm_backend.emit.conv_problem import ConvProblem
+from tvm_backend.emit.epilogue import OutputStage, pad_channels
+from tvm_backend.kernel import Abi, Kernel, Param, prim_func
+from tvm_backend.layout import Storage
+from tvm_backend.schedule.tiles import Tile
+
+
+def fold_zero_point(
+    problem: ConvProblem, weight: np.ndarray, bias: np.ndarray, slots: int
+) -> np.ndarray:
+    """int64 `[slots]`: the bias less the input's (stored) zero point times the weight sums."""
+    sums = weight.astype(np.int64).reshape(weight.shape[0], -1).sum(1)
+    return pad_channels(np.asarray(bias, np.int64) - problem.stored_input_zero_point * sums, slots)
+
+
+def kernel_name(
+    operator: str, problem: ConvProblem, stage: OutputStage, tile: Tile, target: Target
+) -> str:
+    """`<out>_<in>_qc8w_<op>_<source>_<output>_<geometry>_<tile><stage>__<idiom>`."""
+    kinds = {"uint8": "qu8", "int8": "qs8", "int32": "s32"}
+    return (
+        f"{kinds[problem.output.dtype]}_{kinds[problem.source.dtype]}_qc8w_{operator}"
+        f"_{problem.source}_{problem.output}_{problem.geometry}_{tile}{stage.suffix}"
+        f"__{target.mac.name}"
+    )
+
+
+def assemble(
+    name: str,
+    problem: ConvProblem,
+    stage: OutputStage,
+    constants: Sequence[tuple[str, np.ndarray]],
+    emit: Callable[[dict[str, Any], Abi], None],
+) -> Kernel:
+    """The Kernel around `emit(buffers, abi)`, with parameters x[, residual], constants, output."""
+    inputs: list[tuple[str, Storage]] = [("x", problem.source)]
+    if stage.residual is not None:
+        inputs.append(("residual", stage.residual))
+    params = [
+        *(Param(key, storage.shape, storage.dtype) for key, storage in inputs),
+        *(Param(key, value.shape, str(value.dtype)) for key, value in constants),
+        Param("output", problem.output.shape, problem.output.dtype),
+    ]
+
+    def build(abi: Abi) -> Any:
+        with prim_func(name, params, abi) as (built, buffers):
+            stage.prologue(buffers)
+            emit(buffers, abi)
+        return built.func
+
+    return Kernel(
+        name,
+        build,
+        tuple(storage for _, storage in inputs),
+        tuple(value for _, value in constants),
+        problem.output,
+    )

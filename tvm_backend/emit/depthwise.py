@@ -1,0 +1,192 @@
+"""Depthwise convolution: one input channel an output channel, vectorized over channels.
+
+The taps of a kernel column (up to `reduction` rows of it) are interleaved channel by channel,
+so that one multiply-accumulate sums them. Neighbouring output pixels share input columns: each
+is loaded and interleaved once a tile and used by every pixel whose window contains it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fxquant.targets import Target
+from tvm_backend.emit.conv_assemble import assemble, fold_zero_point, kernel_name
+from tvm_backend.emit.conv_loops import TileAt, visit_tiles
+from tvm_backend.emit.conv_pack import ChannelBlocks, slot_channels
+from tvm_backend.emit.conv_problem import ConvProblem
+from tvm_backend.emit.epilogue import OutputStage
+from tvm_backend.kernel import Abi, Kernel
+from tvm_backend.macs import Mac, mac_of
+from tvm_backend.macs.vector import constant, load, loop, registers
+from tvm_backend.schedule.tiles import Span, Tile, choose_depthwise_tile
+from tvm_backend.tvm_api import T
+
+
+def covers(problem: ConvProblem, target: Target) -> bool:
+    """Whether the problem is depthwise and its pixels are whole vectors.
+
+    The quantized network input has pixels of 4 channels; it is left to the matrix product.
+    """
+    return problem.depthwise and problem.source.channels % target.mac.lanes == 0
+
+
+def depthwise_kernel(
+    problem: ConvProblem,
+    stage: OutputStage,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    target: Target,
+    tile: Tile | None = None,
+) -> Kernel:
+    """The kernel of a depthwise convolution with a given output stage.
+
+    Args:
+        problem: Storages and geometry, with groups == input channels == output channels.
+        stage: What happens to the accumulators.
+        weight: int8 `[C, 1, KH, KW]`.
+        bias: int32 `[C]`.
+        target: Device.
+        tile: Register tile of one row of pixels; by default a rule.
+    """
+    mac, lanes = mac_of(target.mac), target.mac.lanes
+    vectors = -(-problem.output.c // lanes)
+    sizes = stage.chunk_sizes()
+    if tile is None:
+        tile = choose_depthwise_tile(target.mac, problem.output.w, max(sizes))
+    blocks = ChannelBlocks(tuple(_spans(vectors, sizes)), sizes)
+    channels = slot_channels(blocks, stage, lanes)
+    packed = _pack(weight, blocks, channels, mac)
+    folded = fold_zero_point(problem, weight, bias, vectors * lanes)
+    constants = [("weights", packed), *stage.constants(folded, blocks.all_chunks())]
+    emitter = _DepthwiseEmitter(problem, stage, mac, tile, blocks)
+    name = kernel_name("dwconv2d", problem, stage, tile, target)
+    return assemble(name, problem, stage, constants, emitter.emit)
+
+
+def _spans(vectors: int, sizes: tuple[int, ...]) -> list[Span]:
+    """One run of blocks a chunk size: each block is one chunk."""
+    spans, first = [], 0
+    for size in sizes:
+        count = (vectors - first) // size
+        if count:
+            spans.append(Span(first, count, size))
+            first += count * size
+    return spans
+
+
+def _pack(weight: np.ndarray, blocks: ChannelBlocks, channels: np.ndarray, mac: Mac) -> np.ndarray:
+    """int8 `[block][row group][kw][vector][lane][reduction]`, flat; zeros below the last row.
+
+    Args:
+        weight: int8 `[C, 1, KH, KW]`.
+        blocks: One chunk a block.
+        channels: Channel of every lane, `[vectors, lanes]`.
+        mac: The MAC implementation.
+    """
+    outputs, _, kh, kw = weight.shape
+    per_step, lanes = mac.idiom.reduction, mac.idiom.lanes
+    groups = -(-kh // per_step)
+    rows = np.zeros((channels.size, groups * per_step, kw), np.int8)
+    rows[:outputs, :kh] = weight[:, 0]
+    codes = rows[channels].reshape(-1, lanes, groups, per_step, kw)  # [V, L, G, R, KW]
+    parts = []
+    for span in blocks.spans:
+        part = codes[span.first : span.first + span.count * span.step]
+        part = part.reshape(span.count, span.step, lanes, groups, per_step, kw)
+        parts.append(part.transpose(0, 3, 5, 1, 2, 4).reshape(-1))
+    return np.ascontiguousarray(np.concatenate(parts))
+
+
+class _DepthwiseEmitter:
+    """Emits the loops of one kernel; holds what they share."""
+
+    def __init__(
+        self,
+        problem: ConvProblem,
+        stage: OutputStage,
+        mac: Mac,
+        tile: Tile,
+        blocks: ChannelBlocks,
+    ) -> None:
+        self.problem, self.stage, self.mac = problem, stage, mac
+        self.tile, self.blocks = tile, blocks
+        self.lanes, self.per_step = mac.idiom.lanes, mac.idiom.reduction
+
+    def emit(self, buffers: dict[str, Any], abi: Abi) -> None:
+        """All tiles."""
+
+        def body(at: TileAt) -> None:
+            self._emit_tile(buffers, at)
+
+        visit_tiles(self.problem.output, self.tile, self.blocks.spans, abi, body)
+
+    def _emit_tile(self, buffers: dict[str, Any], at: TileAt) -> None:
+        vectors = at.span.step
+        acc = registers(at.tw * vectors, f"int32x{self.lanes}")
+        slot = T.Bind(at.vector * self.lanes)
+        for v in range(vectors):
+            bias = T.Bind(load(buffers["bias"], slot + v * self.lanes, self.lanes))
+            for j in range(at.tw):
+                T.buffer_store(acc, bias, [j * vectors + v])
+        kh, kw = self.problem.kernel
+        groups, rest = divmod(kh, self.per_step)
+        per_group = kw * vectors * self.lanes * self.per_step
+        weights = T.Bind(at.vector * ((groups + bool(rest)) * per_group // vectors))
+        if groups:
+            with loop(groups) as g:
+                rows = g * self.per_step
+                self._row_group(
+                    buffers, at, acc, slot, weights + g * per_group, rows, self.per_step
+                )
+        if rest:
+            first = groups * self.per_step
+            self._row_group(buffers, at, acc, slot, weights + groups * per_group, first, rest)
+        for j in range(at.tw):
+            accs = [acc[j * vectors + v] for v in range(vectors)]
+            self.stage.finish(buffers, accs, slot, (at.n, at.h, at.w + j))
+
+    def _row_group(
+        self, buffers: dict[str, Any], at: TileAt, acc: Any, slot: Any, weights: Any,
+        first_row: Any, rows: int,
+    ) -> None:  # fmt: skip
+        """Up to `reduction` kernel rows, all kernel columns, all pixels of the tile."""
+        source, vectors = self.problem.source, at.span.step
+        (sh, sw), (dh, dw) = self.problem.stride, self.problem.dilation
+        top, left = self.problem.padding[0], self.problem.padding[2]
+        width, per_vector = vectors * self.lanes, self.lanes * self.per_step
+        origin = T.Bind(
+            source.offset(at.n, at.h * sh - top + first_row * dh, at.w * sw - left, slot)
+        )
+        for column, users in self._columns(at.tw, sw, dw).items():
+            taps = [
+                T.Bind(
+                    load(
+                        buffers["x"],
+                        origin + (i * dh * source.row_stride + column * source.channels),
+                        width,
+                    )
+                )
+                for i in range(rows)
+            ]
+            zeros = [constant(0, source.dtype, width)] * (self.per_step - rows)
+            operands = self.mac.interleave([*taps, *zeros], vectors)
+            for v, operand in enumerate(operands):
+                activations = T.Bind(operand)
+                for j, k in users:
+                    at_weight = weights + (k * vectors + v) * per_vector
+                    value = self.mac.multiply_accumulate(
+                        acc[j * vectors + v],
+                        activations,
+                        self.mac.load_weights(buffers["weights"], at_weight),
+                    )
+                    T.buffer_store(acc, value, [j * vectors + v])
+
+    def _columns(self, tw: int, sw: int, dw: int) -> dict[int, list[tuple[int, int]]]:
+        """Input column -> the `(pixel, kernel column)` pairs that use it, left to right."""
+        users: dict[int, list[tuple[int, int]]] = {}
+        for j in range(tw):
+            for k in range(self.problem.kernel[1]):
+                users.setdefault(j * sw + k * dw, []).append((j, k))
+        return dict(sorted(users.items()))

@@ -1,0 +1,100 @@
+"""Linear layers: a 1x1 convolution whose pixels are the rows of the matrix.
+
+With few rows the weights are the traffic: the tile choice then takes many vectors of outputs at
+once, and each weight is read exactly once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fxquant.errors import UnsupportedError
+from fxquant.targets import Target
+from tvm_backend.emit.conv_gemm import gemm_kernel
+from tvm_backend.emit.conv_problem import ConvProblem
+from tvm_backend.emit.epilogue import Accumulate, OutputGrid, OutputStage, Requantize
+from tvm_backend.emit.epilogue_isa import epilogue_isa
+from tvm_backend.kernel import Kernel
+from tvm_backend.layout import NO_HALO, Image
+from tvm_backend.schedule.tiles import Tile
+
+
+def linear_kernel(
+    source: Image,
+    output: Image,
+    grid: OutputGrid,
+    *,
+    input_zero_point: int,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    multiplier: np.ndarray,
+    shift: np.ndarray,
+    target: Target,
+    tile: Tile | None = None,
+) -> Kernel:
+    """`reference.linear` on images of rank 2 (`h = w = 1`) or 3 (`h = 1`, `w` rows).
+
+    Args:
+        source: Input storage, `c = K`.
+        output: Output storage, `c = O`.
+        grid: Grid of the result.
+        input_zero_point: Zero point of the input.
+        weight: int8 `[O, K]`.
+        bias: int32 `[O]`.
+        multiplier: int16 `[O]`.
+        shift: int8 `[O]`.
+        target: Device.
+        tile: Register tile; by default chosen by the cost model.
+    """
+    rows = _as_rows(output)
+    stage = Requantize(epilogue_isa(target), rows, grid, np.asarray(multiplier), np.asarray(shift))
+    problem = ConvProblem(_as_rows(source), rows, (1, 1), input_zero_point=input_zero_point)
+    kernel = _kernel(problem, stage, weight, bias, target, tile)
+    return replace(kernel, inputs=(source,), output=output)
+
+
+def linear_accumulate_kernel(
+    source: Image,
+    output: Image,
+    *,
+    input_zero_point: int,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    target: Target,
+    tile: Tile | None = None,
+) -> Kernel:
+    """`reference.linear_accumulate`: int32 output; arguments as `linear_kernel`."""
+    rows = _as_rows(output)
+    stage = Accumulate(rows, target.mac.lanes)
+    problem = ConvProblem(_as_rows(source), rows, (1, 1), input_zero_point=input_zero_point)
+    kernel = _kernel(problem, stage, weight, bias, target, tile)
+    return replace(kernel, inputs=(source,), output=output)
+
+
+def _kernel(
+    problem: ConvProblem,
+    stage: OutputStage,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    target: Target,
+    tile: Tile | None,
+) -> Kernel:
+    codes = np.asarray(weight)[:, :, None, None]  # [O, K, 1, 1]
+    return gemm_kernel("linear", problem, stage, codes, bias, target, tile)
+
+
+def _as_rows(image: Image) -> Image:
+    """All rows of the batch as the columns of one image, so that tiles may span images.
+
+    Raises:
+        UnsupportedError: The image has a halo or several rows.
+    """
+    if image.halo != NO_HALO or image.h != 1:
+        raise UnsupportedError(
+            f"a linear layer cannot use storage {image}",
+            why="its rows must be contiguous: no halo, height 1",
+            remedy="this is an error of the layout planning; report it",
+        )
+    return Image(1, 1, image.n * image.w, image.c, image.channels, NO_HALO, image.dtype)

@@ -1,0 +1,52 @@
+"""The interface of a multiply-accumulate idiom: what a GEMM inner loop needs from an ISA."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from fxquant.targets import MacIdiom
+
+
+class Mac(Protocol):
+    """Emits `acc[l] += sum_r activation[r] * weight[l, r]` on int32 vectors, exactly.
+
+    A weight vector is `lanes * reduction` int8 codes in memory, `[lanes][reduction]`; in
+    registers it has the form its own `multiply_accumulate` wants.
+    """
+
+    @property
+    def idiom(self) -> MacIdiom:
+        """The description this implements; lane count and storage type are read from it."""
+        ...
+
+    @property
+    def unroll(self) -> int:
+        """Reduction steps whose activations are loaded at once; callers unroll by it."""
+        ...
+
+    def load_weights(self, buffer: Any, offset: Any) -> Any:
+        """The weight vector at `offset` of an int8 buffer."""
+        ...
+
+    def load_activations(self, buffer: Any, offset: Any, steps: int) -> list[Any]:
+        """Activations of `steps` consecutive reduction steps, each broadcast to all lanes.
+
+        Reads exactly `steps * reduction` elements; `steps` is 1 or `unroll`.
+        """
+        ...
+
+    def interleave(self, rows: list[Any], vectors: int) -> list[Any]:
+        """Activations for depthwise layers: lane l holds element l of every row.
+
+        Args:
+            rows: `reduction` vectors of `vectors * lanes` stored activations.
+            vectors: Accumulator vectors covered: 1, 2 or 4.
+
+        Returns:
+            `vectors` operands whose lanes are in the epilogue's accumulator order.
+        """
+        ...
+
+    def multiply_accumulate(self, acc: Any, activations: Any, weights: Any) -> Any:
+        """The new accumulator."""
+        ...

@@ -1,0 +1,53 @@
+"""x86 without VNNI: both operands widened to int16, then `pmaddwd` (exact, unlike `pmaddubsw`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fxquant.targets import MacIdiom
+from tvm_backend.macs.interleave import interleave_quads
+from tvm_backend.macs.vector import constant, llvm, load
+from tvm_backend.tvm_api import T
+
+
+@dataclass(frozen=True, slots=True)
+class Pmaddwd:
+    """pmaddwd on any register width.
+
+    Attributes:
+        idiom: The idiom it implements.
+        intrinsic: LLVM's name of `pmaddwd` at that width.
+        unroll: See `Mac`.
+    """
+
+    idiom: MacIdiom
+    intrinsic: str
+    unroll: int = 2
+
+    def load_weights(self, buffer: Any, offset: Any) -> Any:
+        """Codes sign-extended to int16."""
+        return T.cast(load(buffer, offset, self._pairs), f"int16x{self._pairs}")
+
+    def load_activations(self, buffer: Any, offset: Any, steps: int) -> list[Any]:
+        """A 2-byte broadcast and a zero extension a step."""
+        pairs = [T.reinterpret("int16", load(buffer, offset + 2 * i, 2)) for i in range(steps)]
+        spread = [
+            T.reinterpret(f"uint8x{self._pairs}", T.broadcast(pair, self.idiom.lanes))
+            for pair in pairs
+        ]
+        return [T.cast(vector, f"int16x{self._pairs}") for vector in spread]
+
+    def interleave(self, rows: list[Any], vectors: int) -> list[Any]:
+        """Two rows with zero bytes between: pairs of int16."""
+        zeros = constant(0, "uint8", vectors * self.idiom.lanes)
+        words = interleave_quads([rows[0], zeros, rows[1], zeros], self.idiom.lanes, vectors)
+        return [T.reinterpret(f"int16x{self._pairs}", word) for word in words]
+
+    def multiply_accumulate(self, acc: Any, activations: Any, weights: Any) -> Any:
+        """`pmaddwd` and `paddd`."""
+        return acc + llvm(f"int32x{self.idiom.lanes}", self.intrinsic, activations, weights)
+
+    @property
+    def _pairs(self) -> int:
+        return 2 * self.idiom.lanes

@@ -1,0 +1,53 @@
+"""NEON without dot products: s8 x s8 -> int16 (exact: 2^14 fits), pairs added into int32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fxquant.targets import MacIdiom
+from tvm_backend.macs.interleave import interleave_pairs
+from tvm_backend.macs.vector import llvm, load, shuffle
+from tvm_backend.tvm_api import T
+
+
+@dataclass(frozen=True, slots=True)
+class WideningMultiply:
+    """Widening multiply and pairwise add-accumulate.
+
+    Attributes:
+        idiom: The idiom it implements.
+        pairwise_add: LLVM's name of the pairwise widening addition.
+        accumulates: Whether that intrinsic takes the accumulator itself.
+        unroll: See `Mac`.
+    """
+
+    idiom: MacIdiom
+    pairwise_add: str
+    accumulates: bool
+    unroll: int = 2
+
+    def load_weights(self, buffer: Any, offset: Any) -> Any:
+        """8 codes."""
+        return load(buffer, offset, 8)
+
+    def load_activations(self, buffer: Any, offset: Any, steps: int) -> list[Any]:
+        """One 2-byte broadcast (`ld1r`) a step."""
+        pairs = [T.reinterpret("int16", load(buffer, offset + 2 * i, 2)) for i in range(steps)]
+        return [T.reinterpret("int8x8", T.broadcast(pair, 4)) for pair in pairs]
+
+    def interleave(self, rows: list[Any], vectors: int) -> list[Any]:
+        """Two rows of bytes; a 128-bit register serves two vectors."""
+        plain = [T.reinterpret(f"uint8x{4 * vectors}", row) for row in rows]
+        pairs = interleave_pairs(plain[0], plain[1], 4, vectors)
+        if vectors == 1:
+            return [T.reinterpret("int8x8", pairs[0])]
+        registers = [T.reinterpret("int8x16", pair) for pair in pairs]
+        return [shuffle([r], range(i, i + 8)) for r in registers for i in (0, 8)]
+
+    def multiply_accumulate(self, acc: Any, activations: Any, weights: Any) -> Any:
+        """A widening multiply and an add-accumulate."""
+        products = T.cast(activations, "int16x8") * T.cast(weights, "int16x8")
+        if self.accumulates:
+            return llvm("int32x4", self.pairwise_add, acc, products)
+        return acc + llvm("int32x4", self.pairwise_add, products)
