@@ -23,7 +23,8 @@ def tensors_of(batch: Any, inputs: int) -> tuple[Tensor, ...]:
     Raises:
         CalibrationError: The batch has too few tensors.
     """
-    values = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+    values = (batch,) if isinstance(batch, Tensor) else batch
+    values = values if isinstance(values, tuple | list) else ()
     tensors = tuple(v for v in values[:inputs] if isinstance(v, Tensor))
     if len(tensors) != inputs:
         raise CalibrationError(
@@ -35,7 +36,16 @@ def tensors_of(batch: Any, inputs: int) -> tuple[Tensor, ...]:
 
 
 def batches_of(data: Any, inputs: int) -> Iterator[tuple[Tensor, ...]]:
-    """Batches from a tensor (one batch), a DataLoader or any iterable of batches."""
+    """Batches from a tensor (one batch), a DataLoader or any iterable of batches.
+
+    Raises:
+        CalibrationError: The data cannot be iterated, or a batch has too few tensors.
+    """
+    if not isinstance(data, Tensor | Iterable):
+        raise CalibrationError(
+            f"calibration data is a {type(data).__name__}",
+            remedy="pass a tensor, a DataLoader or an iterable of batches",
+        )
     source: Iterable[Any] = (data,) if isinstance(data, Tensor) else data
     for batch in source:
         yield tensors_of(batch, inputs)
@@ -108,6 +118,7 @@ class Calibration:
             CalibrationError: Wrong shape or dtype, NaN or infinite values.
         """
         self._check(inputs)
+        inputs = tuple(x.to(torch.float32) for x in inputs)
         result = _Observer(self.gm, self.statistics).run(*inputs)
         self.store.add(inputs)
         return result

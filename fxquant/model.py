@@ -77,16 +77,15 @@ class Quantized:
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Run the simulator: float in, float out."""
-        self._check(inputs)
-        return run_in_batches(self.graph_module, inputs, self.batch)
+        return run_in_batches(self.graph_module, self._checked(inputs), self.batch)
 
     @torch.no_grad()
     def reference(self, *inputs: Tensor) -> Any:
         """Run the integer reference interpreter: float in, float out, integers between."""
-        self._check(inputs)
-        return run_in_batches(self.integer, inputs, self.batch)
+        return run_in_batches(self.integer, self._checked(inputs), self.batch)
 
-    def _check(self, inputs: tuple[Tensor, ...]) -> None:
+    def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The inputs in float32, if their number, types and shapes are right."""
         nodes = [n for n in self.calibrated.graph.nodes if n.op == "placeholder"]
         if len(inputs) != len(nodes):
             raise ConfigError(f"{len(inputs)} inputs were given, the network takes {len(nodes)}")
@@ -100,6 +99,7 @@ class Quantized:
                     f"input {node.name} has shape {tuple(x.shape)}",
                     why=f"the network takes {expected} (any batch size)",
                 )
+        return tuple(x.to(torch.float32) for x in inputs)
 
     @property
     def float_islands(self) -> tuple[FloatIsland, ...]:

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-import tvm
-from tvm import relax, s_tir, tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script.builder import ir as T
+from typing import Any
+
+import tvm as _tvm
+from tvm import relax as _relax
+from tvm import s_tir as _s_tir
+from tvm import tirx as _tirx
+from tvm.relax.frontend.torch import from_exported_program as _from_exported_program
+from tvm.script.ir_builder import IRBuilder as _IRBuilder
+from tvm.tirx.script.builder import ir as _T
+
+# TVM's own annotations are wrong in many places; here its objects are untyped.
+tvm: Any = _tvm
+relax: Any = _relax
+s_tir: Any = _s_tir
+tirx: Any = _tirx
+IRBuilder: Any = _IRBuilder
+T: Any = _T
+from_exported_program: Any = _from_exported_program
 
 # StorageRewrite drops the annotation that keeps accumulators in registers.
 PASS_CONFIG = {"tirx.disable_storage_rewrite": True}
 IN_REGISTERS = {"disable_lower_builtin": True}
 
-__all__ = ["IN_REGISTERS", "PASS_CONFIG", "IRBuilder", "T", "relax", "s_tir", "tirx", "tvm"]
+__all__ = [
+    "IN_REGISTERS",
+    "PASS_CONFIG",
+    "IRBuilder",
+    "T",
+    "from_exported_program",
+    "relax",
+    "s_tir",
+    "tirx",
+    "tvm",
+]

@@ -31,7 +31,11 @@ class Timing:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], rounds: int = 15, warmup: int = 3
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int = 15,
+    warmup: int = 3,
+    calls: int = 1,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
     """Time the candidates round-robin.
 
@@ -39,17 +43,28 @@ def interleaved(
         candidates: What to call, by name; ratios are relative to the first.
         rounds: Measured rounds.
         warmup: Rounds before, not measured.
+        calls: Calls of each candidate in a round, of which the median counts.
+        pause: Seconds to wait before each candidate's turn, so that the idle threads of the one
+            before have stopped spinning; an unmeasured call then wakes its own.
     """
     times = np.empty((rounds, len(candidates)))
     for i in range(-warmup, rounds):
         for j, call in enumerate(candidates.values()):
-            start = time.perf_counter()
-            call()
+            if pause:
+                time.sleep(pause)
+                call()
+            elapsed = [_milliseconds(call) for _ in range(calls)]
             if i >= 0:
-                times[i, j] = (time.perf_counter() - start) * 1e3
+                times[i, j] = np.median(elapsed)
     low, median, high = np.percentile(times, [25, 50, 75], axis=0)
     ratio = np.median(times / times[:, :1], axis=0)
     return {
         name: Timing(float(median[j]), float(low[j]), float(high[j]), float(ratio[j]))
         for j, name in enumerate(candidates)
     }
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3

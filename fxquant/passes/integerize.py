@@ -64,7 +64,10 @@ class _Integerizer:
     def _float(self, node: Node) -> Node:
         """The value as floats."""
         if node.op == "get_attr":
-            return self.builder.tensor(meta.tensor_of(self.gm, node), str(node.target))
+            value = meta.tensor_of(self.gm, node)
+            if meta.quant(node) is not None:  # shared with a layer that runs on integers
+                value = QTensor(value, meta.qparams(node)).dequantize()
+            return self.builder.tensor(value, str(node.target))
         if node not in self.floats:
             grid = Operand.of(meta.qparams(node))
             kwargs = {"scale": grid.scale, "zero_point": grid.zero_point}

@@ -82,6 +82,8 @@ def solve(
         seed: Seed of the solver's randomness.
         progress: Show a progress bar.
     """
+    if batch is not None:  # an incomplete batch cannot be run
+        samples = [s[: len(s) // batch * batch or len(s)] for s in samples]
     return _Driver(gm, samples, solver, batch or CHUNK, seed).run(progress)
 
 
@@ -93,7 +95,7 @@ class _Driver:
     ) -> None:
         self.gm, self.solver = gm, solver
         self.rng = torch.Generator().manual_seed(seed)
-        self.chunks = [s[: len(s) // chunk * chunk or len(s)].split(chunk) for s in samples]
+        self.chunks = [s.split(chunk) for s in samples]
         self.float_values: dict[Node, list[Tensor]] = {}
         self.quantized_values: dict[Node, list[Tensor]] = {}
         self.codes: dict[Node, QTensor] = {}

@@ -25,6 +25,22 @@ class _Tracer(Tracer):
 
     record_stack_traces = True
 
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Inputs that were not given keep their defaults instead of becoming graph inputs."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        for i in range(self.inputs + 1, len(args)):  # args[0] is the module
+            node = args[i].node
+            if node.args and not str(node.target).startswith("*"):
+                args[i] = node.args[0]
+                self.graph.erase_node(node)
+        return function, args
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in MODULES
 
@@ -35,6 +51,12 @@ def as_inputs(example_inputs: Any) -> tuple[Tensor, ...]:
     Raises:
         ConfigError: Something else was given.
     """
+    if not isinstance(example_inputs, Tensor | tuple | list):
+        raise ConfigError(
+            f"the example inputs are a {type(example_inputs).__name__}",
+            where="example_inputs",
+            remedy="pass a tensor or a tuple of the tensors that forward() takes",
+        )
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     for i, value in enumerate(inputs):
         if not isinstance(value, Tensor):
@@ -80,7 +102,7 @@ def capture(model: Any, inputs: tuple[Tensor, ...]) -> GraphModule:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     try:
-        tracer = _Tracer()
+        tracer = _Tracer(len(inputs))
         graph = tracer.trace(model)
         assert isinstance(tracer.root, nn.Module)
         gm = GraphModule(tracer.root, graph)

@@ -113,6 +113,14 @@ def getitem(call: Call, input: Any, index: Any) -> Any:
     return call.reshape(x, call.out_shape)
 
 
+def attribute(call: Call, input: Any, name: str) -> Any:
+    """`.values` and `.indices` of a result pair (max, topk, sort, ...)."""
+    fields = ("values", "indices")
+    if not isinstance(input, tuple) or name not in fields:
+        return NotImplemented
+    return input[fields.index(name)]
+
+
 def chunk(call: Call, input: Node, chunks: int, dim: int = 0) -> Any:
     """torch.chunk: the recorded pieces say where to cut."""
     return _pieces(call, input, dim)
@@ -212,6 +220,7 @@ HANDLERS = {
     "narrow": narrow,
     "select": select,
     "getitem": getitem,
+    "getattr": attribute,
     "chunk": chunk,
     "split": split,
     "split_with_sizes": split,

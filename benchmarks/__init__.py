@@ -1,0 +1,1 @@
+"""Measurements against other tools. Run as modules: `python -m benchmarks.latency`."""

@@ -1,0 +1,87 @@
+"""One cell of the latency table: one network at one number of threads, in a process of its own.
+
+Thread pools are sized when a process starts, hence the processes. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import fxquant
+from benchmarks import peers
+from benchmarks.models import input_shape, network
+from benchmarks.onnx_qdq import export_qdq
+from fxquant.inspection import interleaved
+
+ENGINES = ("ours", "torch_fp32", "onnxruntime_int8", "openvino_int8")
+# An engine computes the same network if it is as close to the simulator as this, in dB, or about
+# as close as the float network is: nets with random weights amplify every rounding difference.
+CLOSE_ENOUGH, MARGIN = 20.0, 3.0
+PAUSE, CALLS = 0.02, 5
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Variables that size the thread pools, and keep glibc from returning memory every call."""
+    sizes = dict.fromkeys(("OMP_NUM_THREADS", "TVM_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    huge = str(1 << 30)
+    return {**os.environ, **sizes, "MALLOC_MMAP_THRESHOLD_": huge, "MALLOC_TRIM_THRESHOLD_": huge}
+
+
+def sqnr(reference: np.ndarray, value: np.ndarray) -> float:
+    """Signal-to-noise ratio in dB."""
+    noise = float(np.square(reference.astype(np.float64) - value).sum())
+    return float(10 * np.log10(np.square(reference.astype(np.float64)).sum() / max(noise, 1e-30)))
+
+
+def measure(net: str, threads: int, rounds: int, engines: list[str]) -> dict[str, object]:
+    """Latencies and agreement of the engines on one network."""
+    torch.set_num_threads(threads)
+    model = network(net)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, *input_shape(net)[1:], generator=generator)
+    quantized = fxquant.quantize(model, [images], progress=False)
+    x = images[:1]
+    makers: dict[str, Callable[[], peers.Engine]] = {
+        "ours": lambda: peers.tvm(quantized, threads),
+        "torch_fp32": lambda: peers.torch_float(model, threads),
+        "onnxruntime_int8": lambda: peers.onnx_runtime(export_qdq(quantized, (images,)), threads),
+        "openvino_int8": lambda: peers.openvino(export_qdq(quantized, None), threads),
+    }
+    built = {name: makers[name]() for name in engines}
+    agreement = _agreement(quantized, model, built, x)
+    calls = {name: (lambda run=run: run(x)) for name, run in built.items()}
+    timings = interleaved(calls, rounds, warmup=2, calls=CALLS, pause=PAUSE)
+    return {
+        "net": net,
+        "threads": threads,
+        "rounds": rounds,
+        "sqnr_to_simulator": agreement,
+        "timings": {name: asdict(timing) for name, timing in timings.items()},
+    }
+
+
+def _agreement(
+    quantized: fxquant.Quantized, model: nn.Module, engines: dict[str, peers.Engine], x: Tensor
+) -> dict[str, float]:
+    """SQNR of every engine to the simulator in dB; a wrong network must not be timed."""
+    with torch.no_grad():
+        expected, original = quantized(x).numpy(), model(x).numpy()
+    bound = min(CLOSE_ENOUGH, sqnr(expected, original) - MARGIN)
+    result = {name: sqnr(expected, run(x)) for name, run in engines.items()}
+    for name, value in result.items():
+        if value < bound:
+            raise SystemExit(f"{name} computes another network: {value:.1f} < {bound:.1f} dB")
+    return result
+
+
+if __name__ == "__main__":
+    name, thread_count, round_count, *chosen = sys.argv[1:]
+    print(json.dumps(measure(name, int(thread_count), int(round_count), chosen or [*ENGINES])))

@@ -1,0 +1,61 @@
+"""torchvision's network definitions, with random weights: latency does not depend on them.
+
+torchvision's compiled operators fit one torch release only. The networks do not need them, but
+importing the package asks for two operator schemas; defining these lets any torch run it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "googlenet": {"init_weights": False, "aux_logits": False},
+    "inception_v3": {"init_weights": False, "aux_logits": False},
+}
+_library: list[torch.library.Library] = []  # schemas live as long as the library object
+
+
+@cache
+def torchvision_models() -> ModuleType:
+    """The module `torchvision.models`."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in _SCHEMAS:
+        try:
+            library.define(schema)
+        except RuntimeError:  # a matching torchvision has registered it
+            continue
+    _library.append(library)
+    import torchvision.models
+
+    return torchvision.models
+
+
+def network(name: str, seed: int = 0) -> nn.Module:
+    """A torchvision network in inference mode, with random weights from `seed`.
+
+    Batch norms get the statistics of random images, so that activations neither vanish nor grow.
+    """
+    constructor = getattr(torchvision_models(), name)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = constructor(weights=None, **_OPTIONS.get(name, {}))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # average over what is seen
+        model(torch.randn(4, *input_shape(name)[1:]))
+    return model.eval()
+
+
+def input_shape(name: str) -> tuple[int, int, int, int]:
+    """Shape of one image, batch axis included."""
+    size = 299 if name == "inception_v3" else 224
+    return (1, 3, size, size)

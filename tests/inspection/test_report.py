@@ -1,0 +1,123 @@
+"""The HTML report: complete, self-contained, escaped."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import fxquant
+from fxquant.inspection import report
+from fxquant.inspection.facts import node_facts
+from fxquant.inspection.picture import color, sparkline
+from tests.inspection.nets import quantized_net, small_net
+
+VOID = {"meta", "br"}
+
+
+class Balanced(HTMLParser):
+    """Checks that elements close in order; collects ids, link targets and loaded resources."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: set[str] = set()
+        self.links: set[str] = set()
+        self.loaded: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        for key, value in attrs:
+            if key == "id" and value:
+                self.ids.add(value)
+            if key == "href" and value:
+                self.links.add(value)
+            if key in ("src", "data") or tag in ("script", "link", "iframe"):
+                self.loaded.append(f"{tag} {key}={value}")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parse(path: Path) -> tuple[str, Balanced]:
+    text = path.read_text("utf-8")
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    return text, parser
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Balanced]:
+    model, x = small_net()
+    quantized = quantized_net(fxquant.W4A8.with_rules(names={"gate.2": None}))
+    path = tmp_path_factory.mktemp("report") / "deep" / "net.html"
+    assert report(quantized, path, x, compiled=quantized.reference, model=model) == path
+    return parse(path)
+
+
+def test_it_is_self_contained(full: tuple[str, Balanced]) -> None:
+    text, parser = full
+    assert parser.loaded == []
+    assert not re.search(r"https?://|@import|url\(", text)
+
+
+def test_every_node_has_a_row_and_a_box(full: tuple[str, Balanced]) -> None:
+    _, parser = full
+    names = {f.node for f in node_facts(quantized_net())}
+    assert names <= parser.ids
+    assert {f"#{n}" for n in names} == parser.links
+
+
+def test_float_islands_come_with_their_reason(full: tuple[str, Balanced]) -> None:
+    text, _ = full
+    assert "left in float by the configuration" in text
+    assert "node float" in text
+
+
+def test_sections_follow_what_is_given(full: tuple[str, Balanced], tmp_path: Path) -> None:
+    text, _ = full
+    assert "Latency" in text and "float32 torch" in text and "Weakest operators" in text
+    bare, _ = parse(report(quantized_net(), tmp_path / "bare.html"))
+    assert "Latency" not in bare and "dB" not in bare
+    assert "None: from the quantized input" in bare
+
+
+def test_text_from_the_network_is_escaped(tmp_path: Path) -> None:
+    model, x = small_net()
+    quantized = fxquant.quantize(model, [x], progress=False)
+    quantized.notes["head"] = "<script>alert(1)</script>"
+    quantized.provenance["config"] = "a & b <c>"
+    text, parser = parse(report(quantized, tmp_path / "net.html"))
+    assert parser.loaded == []
+    assert "&lt;script&gt;" in text and "a &amp; b &lt;c&gt;" in text
+
+
+def test_sizes_count_packed_codes() -> None:
+    facts = {f.node: f for f in node_facts(quantized_net(fxquant.W4A8))}
+    weight = facts["left_0"].weight
+    assert weight is not None and weight.bits == 4
+    assert weight.float_bytes == 4 * (8 * 8 * 9 + 8)
+    assert weight.integer_bytes == 8 * 8 * 9 // 2 + 8 * 7
+    assert sum(weight.histogram()) == 8 * 8 * 9
+    assert len(weight.histogram()) == 15
+
+
+def test_a_plain_chain_without_weights(tmp_path: Path) -> None:
+    _, x = small_net()
+    quantized = fxquant.quantize(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), [x], progress=False)
+    text, _ = parse(report(quantized, tmp_path / "net.html", x))
+    assert "max_pool2d" in text
+
+
+def test_colors_go_from_red_to_green() -> None:
+    assert color(float("-inf")) == color(5.0) == "hsl(0 65% 82%)"
+    assert color(float("inf")) == color(60.0) == "hsl(120 65% 82%)"
+
+
+def test_an_empty_histogram_has_no_bars() -> None:
+    assert "rect" not in sparkline([0, 0])

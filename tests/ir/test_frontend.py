@@ -1,0 +1,315 @@
+"""Captured and normalized graphs compute what the model computes, however it is written."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import symbolic_trace
+
+from fxquant.ops import OPS
+from tests.graphs import check_frontend, check_same_floats, fused, normalized, ops_of
+from tests.zoo import ZOO, Head, ZooModel, conv_bn
+
+IMAGE = torch.randn(2, 4, 9, 7, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("entry", ZOO, ids=str)
+def test_zoo_model_equals_its_graph(entry: ZooModel) -> None:
+    check_frontend(entry.make(), entry.inputs())
+
+
+# torch.export itself takes local_response_norm apart, which leaves a float island.
+DECOMPOSED_BY_EXPORT = {"lrn"}
+
+
+@pytest.mark.parametrize("entry", ZOO, ids=str)
+def test_exported_program_equals_its_graph(entry: ZooModel) -> None:
+    """The aten dialect of torch.export ends in the same operators."""
+    model, inputs = entry.make(), entry.inputs()
+    program = torch.export.export(model, inputs)
+    check_same_floats(fused(program, *inputs), model, inputs, 5e-5)
+    if entry.name not in DECOMPOSED_BY_EXPORT:
+        assert sorted(ops_of(fused(program, *inputs))) == sorted(ops_of(fused(model, *inputs)))
+
+
+@pytest.mark.parametrize("entry", ZOO, ids=str)
+def test_traced_graph_module_equals_its_graph(entry: ZooModel) -> None:
+    model, inputs = entry.make(), entry.inputs()
+    check_same_floats(normalized(symbolic_trace(model), *inputs), model, inputs)
+
+
+class Function(nn.Module):
+    """A plain function with a few parameters at hand."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.randn(6, 4, 3, 3) * 0.3)
+        self.line = nn.Parameter(torch.randn(6, 4, 3) * 0.3)
+        self.matrix = nn.Parameter(torch.randn(5, 7))
+        self.bias = nn.Parameter(torch.randn(6))
+        self.channel = nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+# name: (function, operators it becomes; None = anything, but no float island)
+STYLES: dict[str, tuple[Callable[..., Tensor], list[str] | None]] = {
+    # flattening
+    "torch_flatten": (lambda m, x: torch.flatten(x, 1), ["reshape"]),
+    "method_flatten": (lambda m, x: x.flatten(start_dim=1), ["reshape"]),
+    "view_size": (lambda m, x: x.view(x.size(0), -1), ["reshape"]),
+    "view_shape": (lambda m, x: x.view(x.shape[0], x.shape[1] * x.shape[2], -1), ["reshape"]),
+    "reshape_tuple": (lambda m, x: x.reshape((x.size()[0], 4, 63)), ["reshape"]),
+    "unsqueeze": (lambda m, x: x.unsqueeze(1).squeeze(1), ["reshape"] * 2),
+    # global pooling
+    "mean_dims": (lambda m, x: x.mean((2, 3)), ["avg_pool2d", "reshape"]),
+    "mean_negative": (lambda m, x: x.mean([-1, -2], keepdim=True), ["avg_pool2d"]),
+    "mean_keyword": (lambda m, x: torch.mean(x, dim=(2, 3)), ["avg_pool2d", "reshape"]),
+    "adaptive": (lambda m, x: F.adaptive_avg_pool2d(x, (1, 1)), ["avg_pool2d"]),
+    "adaptive_none": (lambda m, x: F.adaptive_avg_pool2d(x, (None, 3)), ["avg_pool2d"]),
+    "adaptive_max": (lambda m, x: F.adaptive_max_pool2d(x, 3), ["max_pool2d"]),
+    "avg_whole": (lambda m, x: F.avg_pool2d(x, x.shape[2:]), ["avg_pool2d"]),
+    # pooling
+    "max": (lambda m, x: F.max_pool2d(x, 3, 2, 1), ["max_pool2d"]),
+    "max_keywords": (lambda m, x: F.max_pool2d(x, kernel_size=2, dilation=2), ["max_pool2d"]),
+    "max_ceil": (lambda m, x: F.max_pool2d(x, 2, ceil_mode=True), ["max_pool2d"]),
+    "max_torch": (lambda m, x: torch.max_pool2d(x, 2), ["max_pool2d"]),
+    "avg_pad": (lambda m, x: F.avg_pool2d(x, 3, 2, 1), ["avg_pool2d"]),
+    "avg_exclude": (lambda m, x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), ["avg_pool2d"]),
+    "avg_ceil": (lambda m, x: F.avg_pool2d(x, (2, 3), 2, 1, True), ["avg_pool2d"]),
+    "avg_divisor": (lambda m, x: F.avg_pool2d(x, 2, divisor_override=3), ["avg_pool2d"]),
+    # slicing and joining
+    "slice": (lambda m, x: x[:, 1:3, ::2], ["slice_axis", "slice_axis"]),
+    "slice_negative": (lambda m, x: x[:, :, -4:-1], ["slice_axis"]),
+    "slice_ellipsis": (lambda m, x: x[..., 1:], ["slice_axis"]),
+    "index": (lambda m, x: x[:, 2], ["slice_axis", "reshape"]),
+    "index_negative": (lambda m, x: x[:, -1, None], ["slice_axis"]),
+    "narrow": (lambda m, x: x.narrow(1, 1, 2), ["slice_axis"]),
+    "select": (lambda m, x: x.select(2, -1), ["slice_axis", "reshape"]),
+    "chunk_cat": (lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1), None),
+    "split_cat": (lambda m, x: torch.cat(torch.split(x, [1, 3], dim=1), dim=-3), None),
+    "split_uneven": (lambda m, x: torch.cat(x.split(3, 1), 1), None),
+    "unpack": (lambda m, x: operator.add(*x.chunk(2, dim=1)), None),
+    "cat_width": (lambda m, x: torch.cat([x, x], dim=3), ["concat"]),
+    # padding
+    "pad": (lambda m, x: F.pad(x, (1, 2, 0, 1)), ["pad"]),
+    "pad_channels": (lambda m, x: F.pad(x, (0, 0, 0, 0, 1, 1), "constant", 0.0), ["pad"]),
+    "pad_crop": (lambda m, x: F.pad(x, (-1, 0, 2, -2)), ["pad"]),
+    "pad_reflect": (lambda m, x: F.pad(x, (2, 1, 0, 3), mode="reflect"), ["gather2d"]),
+    "pad_replicate": (lambda m, x: F.pad(x, [1, 1, 2, 0], "replicate"), ["gather2d"]),
+    # moving
+    "permute": (lambda m, x: x.permute(0, 2, 3, 1), ["permute"]),
+    "permute_list": (lambda m, x: torch.permute(x, [0, -1, 1, 2]), ["permute"]),
+    "transpose": (lambda m, x: x.transpose(-1, -2), ["permute"]),
+    "channel_shuffle": (lambda m, x: F.channel_shuffle(x, 2), ["channel_shuffle"]),
+    "pixel_shuffle": (lambda m, x: F.pixel_shuffle(x, 2), ["reshape", "permute", "reshape"]),
+    # resizing
+    "nearest": (lambda m, x: F.interpolate(x, scale_factor=2), ["gather2d"]),
+    "nearest_size": (lambda m, x: F.interpolate(x, size=(13, 5)), ["gather2d"]),
+    "nearest_uneven": (lambda m, x: F.interpolate(x, scale_factor=(1.7, 0.6)), ["gather2d"]),
+    "bilinear": (lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+                 ["resize_linear2d"]),
+    "bilinear_align": (lambda m, x: F.interpolate(x, (5, 20), mode="bilinear", align_corners=True),
+                       ["resize_linear2d"]),
+    # arithmetic
+    "add_method": (lambda m, x: x.add(x.neg()), ["affine", "add"]),
+    "add_inplace": (lambda m, x: x.relu().add_(x), ["clamp", "add"]),
+    "iadd": (lambda m, x: operator.iadd(x.relu(), x), ["clamp", "add"]),
+    "add_scalar": (lambda m, x: 2 + x, ["affine"]),
+    "add_alpha": (lambda m, x: torch.add(x, 3, alpha=2), ["affine"]),
+    "rsub": (lambda m, x: 1.5 - x, ["affine"]),
+    "scale": (lambda m, x: x * 0.5 / 3, ["affine", "affine"]),
+    "mul": (lambda m, x: torch.mul(x, x.sigmoid()), ["sigmoid", "mul"]),
+    "gate": (lambda m, x: x * x.mean((2, 3), keepdim=True), ["avg_pool2d", "mul"]),
+    "square": (lambda m, x: x**2 + x.square() + x.abs(), None),
+    # activations
+    "relu_torch": (lambda m, x: torch.relu(x), ["clamp"]),
+    "relu_inplace": (lambda m, x: F.relu(x, inplace=False).relu_(), ["clamp", "clamp"]),
+    "clamp": (lambda m, x: x.clamp(-0.5, 1) + torch.clamp(x, min=0), None),
+    "clamp_max": (lambda m, x: x.clamp_max(0.3).clamp_min(-0.2), ["clamp", "clamp"]),
+    "hardtanh": (lambda m, x: F.hardtanh(x, -0.3, 0.4), ["clamp"]),
+    "leaky": (lambda m, x: F.leaky_relu(x, 0.3, False), ["leaky_relu"]),
+    "swish": (lambda m, x: x * torch.sigmoid(x), ["sigmoid", "mul"]),
+    "gelu": (lambda m, x: F.gelu(x, approximate="tanh"), ["gelu"]),
+    "elu": (lambda m, x: F.elu(x, 0.5), ["elu"]),
+    "prelu": (lambda m, x: F.prelu(x, m.channel), ["prelu"]),
+    # weights
+    "conv": (lambda m, x: F.conv2d(x, m.weight, m.bias, padding=1), ["conv2d"]),
+    "conv_same": (lambda m, x: F.conv2d(x, m.weight, None, 1, "same", 2), ["conv2d"]),
+    "conv_valid": (lambda m, x: torch.conv2d(x, m.weight, padding="valid"), ["conv2d"]),
+    "conv1d": (lambda m, x: F.conv1d(x.flatten(2), m.line, m.bias, 2, 1),
+               ["reshape", "reshape", "conv2d", "reshape"]),
+    "transposed": (lambda m, x: F.conv_transpose2d(x[:, :, :4, :4], m.weight.transpose(0, 1)[:4]),
+                   None),
+    "linear_last": (lambda m, x: F.linear(x, m.matrix), ["reshape", "linear", "reshape"]),
+    # nothing
+    "dropout": (lambda m, x: F.dropout(x, 0.5, training=m.training).contiguous().detach(), []),
+}  # fmt: skip
+DYNAMIC_WEIGHT = {"transposed"}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_style(style: str) -> None:
+    function, expected = STYLES[style]
+    model = Function(function).eval()
+    gm = normalized(model, IMAGE)
+    check_same_floats(gm, model, [IMAGE])
+    check_same_floats(gm, model, [torch.cat([IMAGE, IMAGE[:1]])])
+    if expected is not None:
+        assert ops_of(gm) == expected
+    if style not in DYNAMIC_WEIGHT:
+        targets = [n.target for n in gm.graph.nodes if n.op.startswith("call_")]
+        assert all(t in OPS for t in targets), f"float islands: {ops_of(gm)}"
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_style_exported(style: str) -> None:
+    model = Function(STYLES[style][0]).eval()
+    program = torch.export.export(model, (IMAGE,))
+    check_same_floats(normalized(program, IMAGE), model, [IMAGE])
+
+
+MODULES = {
+    "conv_reflect": nn.Conv2d(4, 5, 3, padding=(1, 2), padding_mode="reflect"),
+    "conv_replicate": nn.Conv2d(4, 5, 3, padding=1, padding_mode="replicate"),
+    "conv_same": nn.Conv2d(4, 5, (2, 3), padding="same"),
+    "transposed": nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 0), (1, 1), groups=2, dilation=2),
+    "flatten": nn.Flatten(),
+    "unflatten": nn.Unflatten(1, (2, 2)),
+    "zero_pad": nn.ZeroPad2d((1, 0, 2, 1)),
+    "constant_pad": nn.ConstantPad2d(1, 0.5),
+    "reflection_pad": nn.ReflectionPad2d(2),
+    "replication_pad": nn.ReplicationPad2d((1, 2, 3, 0)),
+    "upsample": nn.Upsample(size=(4, 11), mode="bilinear", align_corners=True),
+    "upsample_nearest": nn.UpsamplingNearest2d(scale_factor=3),
+    "upsample_bilinear": nn.UpsamplingBilinear2d(scale_factor=2),
+    "pixel_shuffle": nn.PixelShuffle(2),
+    "channel_shuffle": nn.ChannelShuffle(4),
+    "adaptive_max": nn.AdaptiveMaxPool2d((2, 3)),
+    "avg": nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+    "max": nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+    "dropout": nn.Dropout2d(0.5),
+    "lrn": nn.LocalResponseNorm(3, alpha=0.3),
+    "batch_norm": nn.BatchNorm2d(4, affine=False),
+    **{a.__name__.lower(): a() for a in (
+        nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.Hardswish,
+        nn.SiLU, nn.Mish, nn.Softplus, nn.LogSigmoid, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.GELU,
+    )},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("name", MODULES)
+def test_module(name: str) -> None:
+    model = nn.Sequential(MODULES[name]).eval()
+    gm = normalized(model, IMAGE)
+    check_same_floats(gm, model, [IMAGE])
+    assert all(n.target in OPS or n.target.__name__ == "batch_norm"
+               for n in gm.graph.nodes if n.op.startswith("call_"))  # fmt: skip
+
+
+FOREIGN = {
+    "layer_norm": nn.LayerNorm([4, 9, 7]),
+    "group_norm": nn.GroupNorm(2, 4),
+    "softmax": nn.Softmax(1),
+    "fold": Function(lambda m, x: F.unfold(x, 3)),
+    "sort": Function(lambda m, x: torch.sort(x, dim=1)[0]),
+    "topk": Function(lambda m, x: x.topk(2, 1).values + x.topk(2, 1)[0]),
+    "einsum": Function(lambda m, x: torch.einsum("nchw,nchw->nc", x, x)),
+    "where": Function(lambda m, x: torch.where(x > 0, x, x * 0.1)),
+    "norm": Function(lambda m, x: x / x.norm(dim=1, keepdim=True)),
+    "lrn_beta": nn.LocalResponseNorm(3, beta=0.5),
+    "roll": Function(lambda m, x: torch.roll(x, 1, 3)),
+    "circular": nn.Conv2d(4, 5, 3, padding=1, padding_mode="circular"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_operator_is_kept_in_float(name: str) -> None:
+    """What the dialect lacks stays what it was, between layers that are quantized."""
+    model = FOREIGN[name].eval()
+    check_same_floats(normalized(model, IMAGE), model, [IMAGE])
+
+
+def test_functional_module_and_method_give_one_graph() -> None:
+    class AsFunction(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)
+            self.head = Head(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.conv2d(x, self.conv.weight, self.conv.bias)
+            x = F.batch_norm(x, self.bn.running_mean, self.bn.running_var, self.bn.weight,
+                             self.bn.bias, False, 0.1, self.bn.eps)  # fmt: skip
+            return self.head(x.relu())
+
+    modules = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), Head(6)).eval()
+    function = AsFunction().eval()
+    assert ops_of(check_frontend(function, [IMAGE])) == ops_of(check_frontend(modules, [IMAGE]))
+
+
+def test_shared_module_keeps_one_weight() -> None:
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    gm = normalized(nn.Sequential(conv, nn.ReLU(), conv).eval(), IMAGE)
+    weights = {n.args[1].target for n in gm.graph.nodes if n.op == "call_function"
+               and n.target.__name__ == "conv2d"}  # fmt: skip
+    assert len(weights) == 1
+
+
+class Standardized(nn.Conv2d):
+    """A subclass whose forward differs must not be taken for its base."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+def test_subclass_of_a_known_module_is_traced_through() -> None:
+    model = nn.Sequential(Standardized(4, 5, 3), nn.ReLU()).eval()
+    check_same_floats(normalized(model, IMAGE), model, [IMAGE])
+
+
+@pytest.mark.parametrize("reduce", [torch.max, torch.min, torch.sort, torch.median])
+def test_named_results(reduce) -> None:
+    model = Function(lambda m, x: reduce(x, dim=1).values + reduce(x, dim=1)[0]).eval()
+    check_same_floats(normalized(model, IMAGE), model, [IMAGE])
+
+
+def test_optional_mask_may_be_left_out() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            return x if mask is None else x * mask
+
+    model = Masked().eval()
+    check_same_floats(normalized(model, IMAGE), model, [IMAGE])
+    check_same_floats(normalized(model, IMAGE, IMAGE), model, [IMAGE, IMAGE])
+
+
+def test_default_argument_of_forward_may_be_left_out() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor, scale: float = 2.0, extra: Tensor | None = None) -> Tensor:
+            return self.conv(x) * scale if extra is None else extra
+
+    model = Optional().eval()
+    check_same_floats(normalized(model, IMAGE), model, [IMAGE])
+
+
+def test_batch_norm_follows_the_layer_it_normalizes() -> None:
+    """A module used at two places with different batch norms folds twice, separately."""
+    conv = nn.Conv2d(4, 4, 1)
+    first, second = conv_bn(4, 4)[1], conv_bn(4, 4)[1]
+    nn.init.uniform_(first.weight, 0.5, 2.0)
+    model = nn.Sequential(conv, first, conv, second).eval()
+    assert ops_of(check_frontend(model, [IMAGE])) == ["conv2d", "conv2d"]

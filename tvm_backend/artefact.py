@@ -1,0 +1,96 @@
+"""Compiled networks on disk: `net.so` and `manifest.json`.
+
+A shared library is code: the digest in the manifest finds damage, not malice. Only load what you
+trust.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fxquant.errors import TargetError
+from fxquant.targets import Target
+from tvm_backend.devices import missing_features
+from tvm_backend.manifest import LIBRARY, Manifest, Summary, damaged, digest
+from tvm_backend.signature import Signature
+from tvm_backend.tvm_api import tvm
+
+_NOISE = ("Scope Saving", "Scope Loaded")  # TVM warns about every constant
+
+
+def write(
+    folder: Path, executable: Any, target: Target, signature: Signature, summary: Summary
+) -> Path:
+    """Write a compiled network.
+
+    Args:
+        folder: Where to; made if absent.
+        executable: Relax executable.
+        target: Its device.
+        signature: Its inputs and outputs.
+        summary: Its kernels and memory.
+
+    Raises:
+        TargetError: The target's compiler is absent or fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / LIBRARY
+    compiler = target.compiler
+    arguments = {"fcompile": tvm.support.cc.cross_compiler(compiler)} if compiler else {}
+    try:
+        with _quiet():
+            executable.export_library(str(library), **arguments)
+    except (RuntimeError, OSError) as error:
+        raise TargetError(
+            f"linking {library} failed",
+            why=str(error).strip()[-1000:],
+            remedy=f"install {compiler or 'a C++ compiler'}",
+        ) from error
+    Manifest(target, signature, summary, digest(library)).write(folder)
+    return folder
+
+
+def read(folder: Path) -> tuple[Manifest, Any]:
+    """Read an exported network: its manifest, and its module if this machine can run it.
+
+    Raises:
+        FileFormatError: A file is absent, damaged or of a newer version.
+    """
+    manifest = Manifest.read(folder)
+    library = folder / LIBRARY
+    if not library.is_file():
+        raise damaged(library, "the file is absent")
+    if digest(library) != manifest.digest:
+        raise damaged(library, "its digest differs from the manifest's")
+    if missing_features(manifest.target):
+        return manifest, None
+    try:
+        with _quiet():
+            return manifest, tvm.runtime.load_module(str(library))
+    except (RuntimeError, OSError) as error:
+        raise damaged(library, str(error).strip()[-500:]) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep TVM's noise off the terminal; everything else it logs is passed on."""
+    sys.stderr.flush()
+    original = os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(original, 2)
+            os.close(original)
+            log.seek(0)
+            lines = log.read().decode(errors="replace").splitlines()
+            rest = [line for line in lines if not any(noise in line for noise in _NOISE)]
+            if rest:
+                print("\n".join(rest), file=sys.stderr)

@@ -1,0 +1,150 @@
+"""avg_pool2d: int32 sums of vectors of channels, one requantization a window.
+
+The zero point is subtracted once (`sum - count * zp`). Windows are walked with up to four
+vectors of channels at a time, so that every cache line is read once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from tvm_backend.call import Call, Value
+from tvm_backend.emit.fill import fill_halo
+from tvm_backend.emit.loops import load_as, splat, spread_loop, store, vector_type
+from tvm_backend.emit.naming import kernel_name
+from tvm_backend.emit.requant import Grid, output_grid, scale, scale_by, to_stored
+from tvm_backend.emit.windows import Run, Window, runs
+from tvm_backend.kernel import Abi, Kernel, Param, prim_func
+from tvm_backend.tvm_api import IN_REGISTERS, T
+
+_VECTORS = 4
+
+# (int32 sum, index of the window, bound of the sum) -> what is stored
+_Finish = Callable[[Any, Any, int], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """One pooling kernel.
+
+    Attributes:
+        name: Kernel name.
+        source: Input.
+        output: Result.
+        rows: Windows along H.
+        cols: Windows along W.
+        zero_point: Stored zero point of the input.
+        tables: Number of windows if their requantizations differ, else 0.
+    """
+
+    name: str
+    source: Value
+    output: Value
+    rows: tuple[Window, ...]
+    cols: tuple[Window, ...]
+    zero_point: int
+    tables: int
+
+
+def avg_pool2d_accumulate(call: Call) -> tuple[Kernel, ...]:
+    """Emitter of `reference.avg_pool2d_accumulate`."""
+    pool = _pool(call, "sum_pool2d", 0)
+    build = partial(_build, pool, lambda _: lambda acc, window, bound: acc)
+    return (Kernel(pool.name, build, (pool.source.storage,), (), pool.output.storage),)
+
+
+def avg_pool2d(call: Call) -> tuple[Kernel, ...]:
+    """Emitter of `reference.avg_pool2d`."""
+    grid = output_grid(call)
+    multiplier = np.asarray(call.tensors["multiplier"], np.int32).reshape(-1)
+    shift = np.asarray(call.tensors["shift"], np.int32).reshape(-1)
+    if len(set(zip(multiplier.tolist(), shift.tolist(), strict=True))) == 1:
+        m, s = int(multiplier[0]), int(shift[0])
+        pool = _pool(call, "avg_pool2d", 0, grid, m, s)
+        build = partial(_build, pool, partial(_immediate, m, s, grid))
+        constants: tuple[np.ndarray, ...] = ()
+    else:
+        pool = _pool(call, "avg_pool2d", multiplier.size, grid)
+        build = partial(_build, pool, partial(_by_table, multiplier.size, grid))
+        constants = (_tables(multiplier, shift),)
+    return (Kernel(pool.name, build, (pool.source.storage,), constants, pool.output.storage),)
+
+
+def _pool(call: Call, op: str, tables: int, *details: Any) -> _Pool:
+    source, output = call.inputs[0], call.output
+    rows, cols = tuple(call.numbers["rows"]), tuple(call.numbers["cols"])
+    zero_point = call.numbers["zero_point"] + call.offset
+    name = kernel_name(op, (source,), output, call.target, rows, cols, zero_point, tables, *details)
+    return _Pool(name, source, output, rows, cols, zero_point, tables)
+
+
+def _tables(multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Rows of `scale_by`'s numbers: multiplier, right, left, half; `[4 * windows]`."""
+    right, left = np.maximum(shift, 0), np.maximum(-shift, 0)
+    half = (1 << right) >> 1
+    return np.stack([multiplier, right, left, half]).astype(np.int32).reshape(-1)
+
+
+def _immediate(multiplier: int, shift: int, grid: Grid, tables: Any) -> _Finish:
+    del tables
+    return lambda acc, window, bound: to_stored(scale(acc, multiplier, shift, bound), grid)
+
+
+def _by_table(windows: int, grid: Grid, tables: Any) -> _Finish:
+    def finish(acc: Any, window: Any, bound: int) -> Any:
+        m, right, left, half = (tables[row * windows + window] for row in range(4))
+        return to_stored(scale_by(acc, m, right, left, half, bound), grid)
+
+    return finish
+
+
+def _build(pool: _Pool, make: Callable[[Any], _Finish], abi: Abi) -> Any:
+    output = pool.output
+    params = (
+        Param("x", (pool.source.storage.size,), pool.source.storage.dtype),
+        *([Param("tables", (4 * pool.tables,), "int32")] if pool.tables else []),
+        Param("y", (output.storage.size,), output.storage.dtype),
+    )
+    with prim_func(pool.name, params, abi) as (built, p):
+        fill_halo(output, p["y"])
+        finish = make(p.get("tables"))
+        for row, col in product(runs(pool.rows), runs(pool.cols)):
+            _block(pool, row, col, p["x"], p["y"], finish, abi)
+    return built.func
+
+
+def _block(pool: _Pool, row: Run, col: Run, x: Any, y: Any, finish: _Finish, abi: Abi) -> None:
+    """All windows of one pair of runs, spread over rows and groups of channels."""
+    image, result = pool.source.image, pool.output.image
+    lanes = math.gcd(16, image.channels, result.channels)
+    total = -(-result.c // lanes)
+    vectors = max(v for v in range(1, _VECTORS + 1) if total % v == 0)
+    groups = total // vectors
+    count = row.size * col.size
+    work = result.n * row.count * col.count * total * lanes * count
+    with (
+        spread_loop(result.n * row.count * groups, work, abi) as i,
+        T.serial(col.count) as j,
+    ):
+        c = (i % groups) * (vectors * lanes)
+        n, h = i // groups // row.count, i // groups % row.count
+        sums = T.alloc_buffer((vectors,), vector_type("int32", lanes), annotations=IN_REGISTERS)
+        for v in range(vectors):
+            start = splat(-count * pool.zero_point, "int32", lanes)
+            T.buffer_store(sums, start, [v])
+        with T.serial(row.size) as a, T.serial(col.size) as b:
+            base = image.offset(n, row.tap(h, a), col.tap(j, b), c)
+            for v in range(vectors):
+                codes = load_as(x, base + v * lanes, "int32", lanes)
+                T.buffer_store(sums, sums[v] + codes, [v])
+        window = (row.first + h) * len(pool.cols) + col.first + j
+        target = result.offset(n, row.first + h, col.first + j, c)
+        for v in range(vectors):
+            store(y, target + v * lanes, finish(sums[v], window, 255 * count), lanes)

@@ -1,0 +1,129 @@
+"""concat: every operand is moved to the output grid on its way to its place.
+
+On the channel axis of images the operands of a pixel are written one after the other, by
+vectors; an operand already on the output grid is copied as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from fxquant.numerics import reference
+from tvm_backend.call import Call, Value
+from tvm_backend.emit.axis_map import channel_axis
+from tvm_backend.emit.copies import Convert, chunks, copy_run
+from tvm_backend.emit.fill import fill_halo
+from tvm_backend.emit.loops import all_indices, image_rows, store, vector_type
+from tvm_backend.emit.naming import kernel_name
+from tvm_backend.emit.requant import Grid, output_grid, scale, to_stored
+from tvm_backend.kernel import Abi, Kernel, Param, prim_func
+from tvm_backend.layout import Image
+from tvm_backend.tvm_api import T
+
+
+@dataclass(frozen=True, slots=True)
+class _Operand:
+    """Requantization of one operand.
+
+    Attributes:
+        zero_point: Stored zero point.
+        multiplier: m.
+        shift: s.
+        exact: Whether the requantization maps every code to itself.
+    """
+
+    zero_point: int
+    multiplier: int
+    shift: int
+    exact: bool
+
+
+def concat(call: Call) -> tuple[Kernel, ...]:
+    """Emitter of `reference.concat`."""
+    numbers, grid = call.numbers, output_grid(call)
+    axis = numbers["axis"] % len(call.output.shape)
+    operands = tuple(
+        _Operand(zp + call.offset, m, s, _is_identity(call, zp, m, s))
+        for zp, m, s in zip(
+            numbers["zero_points"], numbers["multipliers"], numbers["shifts"], strict=True
+        )
+    )
+    name = kernel_name("concat", call.inputs, call.output, call.target, axis, operands, grid)
+    build = partial(_build, name, call.inputs, call.output, axis, operands, grid)
+    storages = tuple(v.storage for v in call.inputs)
+    return (Kernel(name, build, storages, (), call.output.storage),)
+
+
+def _is_identity(call: Call, zero_point: int, multiplier: int, shift: int) -> bool:
+    codes = torch.arange(256, dtype=torch.uint8)
+    moved = reference.requantize(
+        codes, zero_point=zero_point, multiplier=multiplier, shift=shift,
+        output_zero_point=call.numbers["output_zero_point"],
+        qmin=call.numbers["qmin"], qmax=call.numbers["qmax"],
+    )  # fmt: skip
+    return bool((moved == codes).all())
+
+
+def _converter(operand: _Operand, grid: Grid) -> Convert | None:
+    if operand.exact:
+        return None
+
+    def convert(vector: Any, lanes: int) -> Any:
+        codes = T.cast(vector, vector_type("int32", lanes)) - operand.zero_point
+        return to_stored(scale(codes, operand.multiplier, operand.shift, 255), grid)
+
+    return convert
+
+
+def _build(
+    name: str, inputs: tuple[Value, ...], output: Value, axis: int,
+    operands: tuple[_Operand, ...], grid: Grid, abi: Abi,
+) -> Any:  # fmt: skip
+    params = [
+        *(Param(f"x{i}", (v.storage.size,), v.storage.dtype) for i, v in enumerate(inputs)),
+        Param("y", (output.storage.size,), output.storage.dtype),
+    ]
+    starts = list(accumulate((v.shape[axis] for v in inputs), initial=0))
+    converters = [_converter(operand, grid) for operand in operands]
+    images = all(isinstance(v.storage, Image) for v in (*inputs, output))
+    with prim_func(name, params, abi) as (built, p):
+        buffers = [p[f"x{i}"] for i in range(len(inputs))]
+        if images and axis == channel_axis(len(output.shape)):
+            _channels(inputs, buffers, output, p["y"], starts, converters, abi)
+        else:
+            fill_halo(output, p["y"])
+            for value, x, start, convert in zip(inputs, buffers, starts, converters, strict=False):
+                _elements(value, x, output, p["y"], _shifted(axis, start), convert, abi)
+    return built.func
+
+
+def _channels(
+    inputs: tuple[Value, ...], buffers: list[Any], output: Value, y: Any, starts: list[int],
+    converters: list[Convert | None], abi: Abi,
+) -> None:  # fmt: skip
+    result = output.image
+    with image_rows(output, y, abi) as (n, h), T.serial(result.w) as w:
+        target = result.offset(n, h, w, 0)
+        for value, x, start, convert in zip(inputs, buffers, starts, converters, strict=False):
+            image = value.image
+            run = chunks(image.c, image.channels, result.channels - start)
+            copy_run(x, image.offset(n, h, w, 0), y, target + start, run, convert)
+
+
+def _shifted(axis: int, start: int) -> Callable[[tuple[Any, ...]], list[Any]]:
+    return lambda index: [i + start if a == axis else i for a, i in enumerate(index)]
+
+
+def _elements(
+    value: Value, x: Any, output: Value, y: Any,
+    target: Callable[[tuple[Any, ...]], list[Any]], convert: Convert | None, abi: Abi,
+) -> None:  # fmt: skip
+    with all_indices(value.shape, abi) as index:
+        element = x[value.at(index)]
+        store(y, output.at(target(index)), convert(element, 1) if convert else element, 1)

@@ -1,0 +1,131 @@
+"""dequantize and dequantize_accumulator: stored values -> float32 in torch's order.
+
+Both are one float32 product (and a clamp): nothing a compiler could contract or reassociate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tvm_backend.call import Call, Value
+from tvm_backend.emit.loops import (
+    all_indices,
+    for_chunks,
+    load,
+    load_as,
+    splat,
+    spread_loop,
+    store,
+    vector_type,
+)
+from tvm_backend.emit.naming import kernel_name
+from tvm_backend.kernel import Abi, Kernel, Param, prim_func
+from tvm_backend.layout import Flat, Image
+from tvm_backend.tvm_api import T
+
+# (int32 vector, channel, lanes, whether the lanes are channels) -> float32 vector
+_Convert = Callable[[Any, Any, int, bool], Any]
+
+
+def dequantize(call: Call) -> tuple[Kernel, ...]:
+    """Emitter of `reference.dequantize`."""
+    source, output = call.inputs[0], call.output
+    scale, zero_point = float(call.numbers["scale"]), call.numbers["zero_point"] + call.offset
+    name = kernel_name("dequantize", (source,), output, call.target, scale, zero_point)
+
+    def convert(stored: Any, channel: Any, lanes: int, across: bool) -> Any:
+        del channel, across
+        real = T.cast(stored - zero_point, vector_type("float32", lanes))
+        return real * splat(scale, "float32", lanes)
+
+    build = partial(_build, name, source, output, 0, -1, lambda _: convert)
+    return (Kernel(name, build, (source.storage,), (), output.storage),)
+
+
+def dequantize_accumulator(call: Call) -> tuple[Kernel, ...]:
+    """Emitter of `reference.dequantize_accumulator`."""
+    source, output = call.inputs[0], call.output
+    scale = np.ascontiguousarray(call.tensors["scale"], np.float32)
+    lower, upper = call.numbers["lower"], call.numbers["upper"]
+    axis = call.numbers["axis"] % len(source.shape)
+    axis = -1 if scale.size == 1 else axis
+    name = kernel_name("dequantize", (source,), output, call.target, axis, lower, upper)
+
+    def with_scales(scales: Any) -> _Convert:
+        def convert(stored: Any, channel: Any, lanes: int, across: bool) -> Any:
+            if axis == -1:
+                factor = splat(scales[0], "float32", lanes)
+            elif across:
+                factor = load(scales, channel, lanes)
+            else:
+                factor = splat(scales[channel], "float32", lanes)
+            real = T.cast(stored, vector_type("float32", lanes)) * factor
+            if lower is not None:
+                real = T.max(real, splat(float(lower), "float32", lanes))
+            if upper is not None:
+                real = T.min(real, splat(float(upper), "float32", lanes))
+            return real
+
+        return convert
+
+    build = partial(_build, name, source, output, scale.size, axis, with_scales)
+    return (Kernel(name, build, (source.storage,), (scale,), output.storage),)
+
+
+def _build(
+    name: str, source: Value, output: Value, scales: int, axis: int,
+    make: Callable[[Any], _Convert], abi: Abi,
+) -> Any:  # fmt: skip
+    params = (
+        Param("x", (source.storage.size,), source.storage.dtype),
+        *([Param("scales", (scales,), "float32")] if scales else []),
+        Param("y", (output.storage.size,), "float32"),
+    )
+    storage = source.storage
+    rank = len(source.shape)
+    channel_axis = 1 if rank == 4 else rank - 1
+    with prim_func(name, params, abi) as (built, p):
+        x, y = p["x"], p["y"]
+        convert = make(p.get("scales"))
+        if isinstance(storage, Flat) or axis not in (-1, channel_axis):
+            with all_indices(source.shape, abi) as index:
+                stored = T.cast(x[source.at(index)], "int32")
+                store(y, output.at(index), convert(stored, index[axis], 1, False), 1)
+        elif rank == 4:
+            _planes(storage, x, y, convert, abi)
+        else:
+            _rows(storage, x, y, convert, abi)
+    return built.func
+
+
+def _planes(image: Image, x: Any, y: Any, convert: _Convert, abi: Abi) -> None:
+    """NHWC -> NCHW: vectors of pixels of one channel."""
+    plane = image.h * image.w
+    if plane == 1:
+        _rows(image, x, y, convert, abi)
+        return
+    with spread_loop(image.n * image.c, image.size, abi) as i, T.serial(image.h) as h:
+        n, c = i // image.c, i % image.c
+
+        def pixels(w: Any, lanes: int) -> None:
+            stored = load(x, image.offset(n, h, w, c), lanes, image.channels)
+            stored = T.cast(stored, vector_type("int32", lanes))
+            store(y, i * plane + h * image.w + w, convert(stored, c, lanes, False), lanes)
+
+        for_chunks(image.w, pixels)
+
+
+def _rows(image: Image, x: Any, y: Any, convert: _Convert, abi: Abi) -> None:
+    """The channel axis is torch's last: rows of channels stay rows."""
+    with spread_loop(image.n * image.w, image.size, abi) as i:
+        base = image.offset(i // image.w, 0, i % image.w, 0)
+
+        def channels(c: Any, lanes: int) -> None:
+            stored = load_as(x, base + c, "int32", lanes)
+            store(y, i * image.c + c, convert(stored, c, lanes, True), lanes)
+
+        for_chunks(image.c, channels)

@@ -1,0 +1,165 @@
+"""requantize, add and mul: vectors of int32 between two 8-bit loads and stores.
+
+Operands broadcast as in torch. Images of one rank go by vectors of channels; every other
+combination takes one element at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tvm_backend.call import Call, Value
+from tvm_backend.emit.fill import fill_halo
+from tvm_backend.emit.loops import (
+    all_indices,
+    channel_lanes,
+    image_rows,
+    load_as,
+    pixel_vectors,
+    splat,
+    store,
+)
+from tvm_backend.emit.naming import kernel_name
+from tvm_backend.emit.requant import output_grid, scale, to_stored
+from tvm_backend.kernel import Abi, Kernel, Param, prim_func
+from tvm_backend.layout import Image
+from tvm_backend.tvm_api import T
+
+_CODE_BOUND = 255  # |code - zero_point|
+
+# int32 vectors of stored operands -> int32 vector of the stored result
+Compute = Callable[[Sequence[Any]], Any]
+
+
+def requantize(call: Call) -> tuple[Kernel, ...]:
+    """Emitter of `reference.requantize`."""
+    numbers, grid = call.numbers, output_grid(call)
+    zero_point = numbers["zero_point"] + call.offset
+    multiplier, shift = numbers["multiplier"], numbers["shift"]
+
+    def compute(operands: Sequence[Any]) -> Any:
+        scaled = scale(operands[0] - zero_point, multiplier, shift, _CODE_BOUND)
+        return to_stored(scaled, grid)
+
+    return _kernel(call, "requantize", compute, zero_point, multiplier, shift, grid)
+
+
+def add(call: Call) -> tuple[Kernel, ...]:
+    """Emitter of `reference.add`."""
+    numbers, grid = call.numbers, output_grid(call)
+    zero_points = tuple(zp + call.offset for zp in numbers["zero_points"])
+    multipliers, shifts = tuple(numbers["multipliers"]), tuple(numbers["shifts"])
+
+    def compute(operands: Sequence[Any]) -> Any:
+        u, v = (
+            scale(x - zp, m, s, _CODE_BOUND)
+            for x, zp, m, s in zip(operands, zero_points, multipliers, shifts, strict=True)
+        )
+        return to_stored(u + v, grid)
+
+    return _kernel(call, "add", compute, zero_points, multipliers, shifts, grid)
+
+
+def mul(call: Call) -> tuple[Kernel, ...]:
+    """Emitter of `reference.mul`."""
+    numbers, grid = call.numbers, output_grid(call)
+    zero_points = tuple(zp + call.offset for zp in numbers["zero_points"])
+    multiplier, shift = numbers["multiplier"], numbers["shift"]
+
+    def compute(operands: Sequence[Any]) -> Any:
+        acc = (operands[0] - zero_points[0]) * (operands[1] - zero_points[1])
+        return to_stored(scale(acc, multiplier, shift, _CODE_BOUND**2), grid)
+
+    return _kernel(call, "mul", compute, zero_points, multiplier, shift, grid)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One elementwise kernel."""
+
+    name: str
+    inputs: tuple[Value, ...]
+    output: Value
+    compute: Compute
+
+
+def _kernel(call: Call, op: str, compute: Compute, *details: Any) -> tuple[Kernel, ...]:
+    name = kernel_name(op, call.inputs, call.output, call.target, *details)
+    plan = _Plan(name, call.inputs, call.output, compute)
+    storages = tuple(v.storage for v in call.inputs)
+    return (Kernel(name, partial(_build, plan), storages, (), call.output.storage),)
+
+
+def _build(plan: _Plan, abi: Abi) -> Any:
+    output = plan.output
+    values = [(f"x{i}", v) for i, v in enumerate(plan.inputs)] + [("y", output)]
+    params = [Param(n, (v.storage.size,), v.storage.dtype) for n, v in values]
+    with prim_func(plan.name, params, abi) as (built, p):
+        buffers = [p[n] for n, _ in values[:-1]]
+        images = [v.storage for v in (*plan.inputs, output) if isinstance(v.storage, Image)]
+        ranks = {len(v.shape) for v in (*plan.inputs, output)}
+        if len(images) != len(values) or len(ranks) > 1:
+            _by_element(plan, buffers, p["y"], abi)
+        elif all(_same_pixels(image, images[-1]) for image in images):
+            _by_vector(plan, images, buffers, p["y"], abi)
+        else:
+            _by_broadcast(plan, images, buffers, p["y"], abi)
+    return built.func
+
+
+def _same_pixels(a: Image, b: Image) -> bool:
+    return (a.n, a.h, a.w, a.c) == (b.n, b.h, b.w, b.c)
+
+
+def _by_vector(
+    plan: _Plan, images: Sequence[Image], buffers: Sequence[Any], y: Any, abi: Abi
+) -> None:
+    with (
+        image_rows(plan.output, y, abi) as (n, h),
+        pixel_vectors(images, n, h) as (positions, lanes),
+    ):
+        operands = [
+            load_as(b, p, "int32", lanes) for b, p in zip(buffers, positions[:-1], strict=True)
+        ]
+        store(y, positions[-1], plan.compute(operands), lanes)
+
+
+def _by_broadcast(
+    plan: _Plan, images: Sequence[Image], buffers: Sequence[Any], y: Any, abi: Abi
+) -> None:
+    out = images[-1]
+    lanes = channel_lanes(*(i for i in images if i.c == out.c))
+
+    def operand(image: Image, buffer: Any, n: Any, h: Any, w: Any, c: Any) -> Any:
+        n, h, w = (0 if e == 1 else i for e, i in ((image.n, n), (image.h, h), (image.w, w)))
+        if image.c == 1 and out.c != 1:
+            return splat(T.cast(buffer[image.offset(n, h, w, 0)], "int32"), "int32", lanes)
+        return load_as(buffer, image.offset(n, h, w, c), "int32", lanes)
+
+    with (
+        image_rows(plan.output, y, abi) as (n, h),
+        T.serial(out.w) as w,
+        T.serial(-(-out.c // lanes)) as v,
+    ):
+        pairs = zip(images[:-1], buffers, strict=True)
+        operands = [operand(image, b, n, h, w, v * lanes) for image, b in pairs]
+        store(y, out.offset(n, h, w, v * lanes), plan.compute(operands), lanes)
+
+
+def _by_element(plan: _Plan, buffers: Sequence[Any], y: Any, abi: Abi) -> None:
+    fill_halo(plan.output, y)
+    with all_indices(plan.output.shape, abi) as index:
+        operands = [
+            T.cast(buffer[value.at(_broadcast(value.shape, index))], "int32")
+            for value, buffer in zip(plan.inputs, buffers, strict=True)
+        ]
+        store(y, plan.output.at(index), plan.compute(operands), 1)
+
+
+def _broadcast(shape: tuple[int, ...], index: Sequence[Any]) -> list[Any]:
+    """Index of an operand for a result index, as torch broadcasts."""
+    trailing = index[len(index) - len(shape) :]
+    return [0 if extent == 1 else i for extent, i in zip(shape, trailing, strict=True)]

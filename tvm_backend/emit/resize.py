@@ -1,0 +1,59 @@
+"""resize_linear2d: four corners times four weights, which is the reference's sum multiplied out.
+
+`sum w*(x - zp) = sum w*x - 2^20*zp`, because the weights of a pixel sum to 2^20.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fxquant.numerics.reference.pool import RESIZE_BITS
+from tvm_backend.call import Call, Value
+from tvm_backend.emit.loops import channel_lanes, image_rows, load_as, store
+from tvm_backend.emit.naming import kernel_name
+from tvm_backend.emit.requant import Grid, output_grid, scale, to_stored
+from tvm_backend.kernel import Abi, Kernel, Param, prim_func
+from tvm_backend.tvm_api import T
+
+_ONE = 1 << RESIZE_BITS
+
+
+def resize_linear2d(call: Call) -> tuple[Kernel, ...]:
+    """Emitter of `reference.resize_linear2d`."""
+    source, output, grid = call.inputs[0], call.output, output_grid(call)
+    rows = np.ascontiguousarray(call.numbers["rows"], np.int32).reshape(-1)  # [OH * 3]
+    cols = np.ascontiguousarray(call.numbers["cols"], np.int32).reshape(-1)  # [OW * 3]
+    name = kernel_name("resize_linear2d", (source,), output, call.target, grid)
+    build = partial(_build, name, source, output, grid)
+    return (Kernel(name, build, (source.storage,), (rows, cols), output.storage),)
+
+
+def _build(name: str, source: Value, output: Value, grid: Grid, abi: Abi) -> Any:
+    image, result = source.image, output.image
+    params = (
+        Param("x", (source.storage.size,), source.storage.dtype),
+        Param("rows", (result.h * 3,), "int32"),
+        Param("cols", (result.w * 3,), "int32"),
+        Param("y", (output.storage.size,), output.storage.dtype),
+    )
+    lanes = channel_lanes(image, result)
+    with prim_func(name, params, abi) as (built, p):
+        x, rows, cols, y = p["x"], p["rows"], p["cols"], p["y"]
+        with image_rows(output, y, abi) as (n, h), T.serial(result.w) as w:
+            i0, i1, wi = (T.Bind(rows[h * 3 + k]) for k in range(3))
+            j0, j1, wj = (T.Bind(cols[w * 3 + k]) for k in range(3))
+            corners = [
+                (T.Bind(image.offset(n, i, j, 0)), T.Bind(a * b))
+                for i, a in ((i0, _ONE - wi), (i1, wi))
+                for j, b in ((j0, _ONE - wj), (j1, wj))
+            ]
+            with T.serial(-(-result.c // lanes)) as v:
+                acc = -(_ONE * _ONE * grid.zero_point)
+                for base, weight in corners:
+                    acc = load_as(x, base + v * lanes, "int32", lanes) * weight + acc
+                scaled = scale(acc, 1 << 14, 2 * RESIZE_BITS - 7, 255 * _ONE * _ONE)
+                store(y, result.offset(n, h, w, v * lanes), to_stored(scaled, grid), lanes)
+    return built.func
