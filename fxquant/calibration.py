@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,8 +14,11 @@ from fxquant.errors import CalibrationError
 from fxquant.ir import meta
 from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator, Statistics
-from fxquant.numerics.types import qparams_from_range
-from fxquant.ops import Grid
+from fxquant.numerics.requantize import ACCUMULATOR_STEPS
+from fxquant.numerics.types import QParams, QuantSpec, qparams_from_range
+from fxquant.ops import Grid, Operand
+from fxquant.ops.opdef import apply_clamp
+from fxquant.ops.shape import pad
 
 
 def tensors_of(batch: Any, inputs: int) -> tuple[Tensor, ...]:
@@ -54,16 +58,26 @@ def batches_of(data: Any, inputs: int) -> Iterator[tuple[Tensor, ...]]:
 class _Observer(Interpreter):
     """Runs the float graph and feeds the statistics."""
 
-    def __init__(self, gm: GraphModule, statistics: dict[str, Statistics]) -> None:
+    def __init__(
+        self, gm: GraphModule, statistics: dict[str, Statistics], terms: dict[str, float]
+    ) -> None:
         super().__init__(gm)
-        self.statistics = statistics
+        self.statistics, self.terms = statistics, terms
 
     def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
+        value = self._sum(n) if n.name in self.terms else super().run_node(n)
         statistics = self.statistics.get(n.name)
         if statistics is not None:
             statistics.update(value, meta.place(n))
         return value
+
+    def _sum(self, n: Node) -> Tensor:
+        """A layer with a residual, in two steps: its own term must fit the grid of the sum."""
+        layer: Any = n.target
+        (x, weight, bias, residual), kwargs = self.fetch_args_kwargs_from_env(n)
+        term = layer(x, weight, bias, **{**kwargs, "clamp": None})
+        self.terms[n.name] = max(self.terms[n.name], float(term.abs().amax()))
+        return apply_clamp(term + residual, kwargs.get("clamp"))
 
 
 class SampleStore:
@@ -108,6 +122,7 @@ class Calibration:
         self.statistics = {
             n.name: Statistics() for n in gm.graph.nodes if n.name in estimators and _owns_grid(n)
         }
+        self.terms = {n.name: 0.0 for n in gm.graph.nodes if _adds_residual(n)}
         self.store = SampleStore(samples)
 
     @torch.no_grad()
@@ -119,7 +134,7 @@ class Calibration:
         """
         self._check(inputs)
         inputs = tuple(x.to(torch.float32) for x in inputs)
-        result = _Observer(self.gm, self.statistics).run(*inputs)
+        result = _Observer(self.gm, self.statistics, self.terms).run(*inputs)
         self.store.add(inputs)
         return result
 
@@ -163,13 +178,52 @@ class Calibration:
             if value is None or node.op == "get_attr":
                 continue
             if node.name in self.statistics:
-                statistics = self.statistics[node.name]
-                low, high = self.estimators[node.name].estimate(statistics, value.spec)
-                bounds = (torch.tensor(low), torch.tensor(high))
-                qparams = qparams_from_range(*bounds, value.spec)
+                qparams = self._range(node, value.spec)
             else:
                 qparams = meta.qparams(node.all_input_nodes[0])
             meta.set_quant(node, TensorQuant(value.spec, qparams, value.origin))
+
+    def _range(self, node: Node, spec: QuantSpec) -> QParams:
+        """The grid of a value that owns one."""
+        statistics = self.statistics[node.name]
+        low, high = self.estimators[node.name].estimate(statistics, spec)
+        constants = [v for v in _padded_values(node) if math.isfinite(v)]
+        low, high = min([low, *constants]), max([high, *constants])
+        qparams = qparams_from_range(torch.tensor(low), torch.tensor(high), spec)
+        definition = meta.opdef(node)
+        if definition is None or not meta.runs_on_integers(node):
+            return qparams
+        bound = definition.bind(node)
+        summed = [Operand.of(meta.qparams(bound[k])) for k in definition.summed if k in bound]
+        steps = [self.terms.get(node.name, 0.0) / ACCUMULATOR_STEPS]
+        finest = max(steps + [operand.scale / 1.99 for operand in summed])
+        if summed and float(qparams.scale) < finest:  # a sum much smaller than its terms
+            return _with_scale(qparams, finest)
+        return qparams
+
+
+def _with_scale(qparams: QParams, scale: float) -> QParams:
+    """A coarser grid with the same proportions: the zero point stays."""
+    return QParams(qparams.spec, torch.tensor(scale, dtype=torch.float32), qparams.zero_point)
+
+
+def _padded_values(node: Node) -> Iterator[float]:
+    """Constants that padding puts on the grid a value owns."""
+    for user in node.users:
+        definition = meta.opdef(user)
+        if definition is None or definition.grid is not Grid.SHARED:
+            continue
+        if user.target is pad:
+            yield float(meta.static(user, "value"))
+        yield from _padded_values(user)
+
+
+def _adds_residual(node: Node) -> bool:
+    """Whether a weighted layer adds an operand on its accumulators."""
+    definition = meta.opdef(node)
+    if definition is None or not definition.weighted or not meta.runs_on_integers(node):
+        return False
+    return any(name in definition.bind(node) for name in definition.summed)
 
 
 def _owns_grid(node: Node) -> bool:

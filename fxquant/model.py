@@ -106,11 +106,20 @@ class Quantized:
         """Operators that stay in float, with reasons."""
         return float_islands(self.calibrated)
 
-    def report(self, path: str | Path, data: Any = None, compiled: Any = None) -> None:
-        """Write an HTML report; see fxquant/inspection."""
+    def report(
+        self, path: str | Path, data: Any = None, compiled: Any = None, model: Any = None
+    ) -> Path:
+        """Write an HTML report and return its path; see fxquant/inspection.
+
+        Args:
+            path: The file to write.
+            data: Inputs for per-layer errors and timing.
+            compiled: A compiled network whose latency is to be shown.
+            model: The float model, for errors that include weight rounding.
+        """
         from fxquant.inspection import report
 
-        report(self, path, data, compiled)
+        return report(self, path, data, compiled, model)
 
     def save(self, path: str | Path) -> None:
         """Write a `.fxq` file; see fxquant/storage.py."""

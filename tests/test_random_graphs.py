@@ -25,7 +25,7 @@ def test_graph_equals_model(case: tuple[RandomNet, Tensor]) -> None:
 
 
 @given(networks())
-@settings(max_examples=20)
+@settings(max_examples=15)
 def test_integers_follow_the_simulator(case: tuple[RandomNet, Tensor]) -> None:
     model, x = case
     quantized = quantize_model(model, [x])

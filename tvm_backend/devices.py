@@ -6,6 +6,7 @@ import platform
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fxquant import targets
 from fxquant.errors import TargetError
@@ -58,7 +59,7 @@ def check_target(target: object) -> Target:
 
 
 @cache
-def llvm_target(target: Target) -> tvm.target.Target:
+def llvm_target(target: Target) -> Any:
     """The TVM target of a device record.
 
     Raises:

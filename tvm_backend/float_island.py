@@ -43,7 +43,7 @@ def _import(island: Island, program: Program) -> Any:
         with warnings.catch_warnings():  # torch's exporter warns about its own internals
             warnings.simplefilter("ignore")
             exported = torch.export.export(island.module.eval(), examples)
-            return from_exported_program(exported.run_decompositions())
+            return from_exported_program(exported)  # decomposes by itself
     except Exception as error:  # the importers raise anything from AssertionError to KeyError
         operators = sorted({_name(node) for node in island.module.graph.nodes if _name(node)})
         raise UnsupportedError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from tvm_backend.devices import missing_features
 from tvm_backend.manifest import Summary
 from tvm_backend.program import Program
 from tvm_backend.signature import Array, Signature, as_tensor
-from tvm_backend.standalone import build_standalone
+from tvm_backend.standalone import Standalone, build_standalone
 from tvm_backend.threads import check_threads, use_threads
 from tvm_backend.tvm_api import relax, tvm
 
@@ -50,8 +52,7 @@ class Compiled:
         self._program, self._summary = program, summary
         self._built: Built | None = None
         self._machine: Any = None
-        self._emulated: Any = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._emulated: Standalone | None = None
         if program is not None and not missing_features(target):
             self._built = build(program, progress)
             self._machine = relax.VirtualMachine(self._built.executable, tvm.cpu())["main"]
@@ -129,8 +130,9 @@ class Compiled:
                     why="the exported files hold no standalone program",
                     remedy="compile the network again in this process",
                 )
-            self._folder = tempfile.TemporaryDirectory()
-            self._emulated = build_standalone(self._program, Path(self._folder.name))
+            folder = tempfile.mkdtemp(prefix="fxquant-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._emulated = build_standalone(self._program, Path(folder))
         return self._run(inputs, self._emulated.run)
 
     def export(self, folder: str | Path) -> Path:

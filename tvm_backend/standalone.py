@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -146,7 +147,7 @@ def build_standalone(program: Program, folder: Path) -> Standalone:
     return Standalone(folder, program.target, signature, arena_bytes)
 
 
-def compile_kernels(program: Program) -> tvm.runtime.Module:
+def compile_kernels(program: Program) -> Any:
     """All kernels as one LLVM module of C functions over raw pointers."""
     target = llvm_target(program.target)
     functions = {name: kernel.build(Abi.BARE) for name, kernel in program.kernels.items()}

@@ -59,8 +59,8 @@ def run_in_batches(
     Raises:
         ConfigError: The inputs are no multiple of the batch size.
     """
-    size = inputs[0].shape[0]
-    if batch is None or size == batch:
+    size = inputs[0].shape[0] if inputs and inputs[0].ndim else 0
+    if batch is None or size == batch or not inputs:
         return function(*inputs)
     if size == 0 or size % batch:
         raise ConfigError(

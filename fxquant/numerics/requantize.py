@@ -93,6 +93,19 @@ def requant_from_real(real: Tensor, where: str = "") -> Requant:
     return Requant(multiplier.to(torch.int16), shift.to(torch.int8))
 
 
+def operand_fits(ratio: float) -> bool:
+    """Whether `t` of an 8-bit operand never saturates: `255 << -s` fits int16 for s >= -7.
+
+    Args:
+        ratio: Operand scale / output scale.
+    """
+    return ratio < 2.0 * (1 - 2.0**-15)
+
+
+# Output steps that `u` of an accumulator can hold whatever its multiplier: 2^14 / 2^k.
+ACCUMULATOR_STEPS = (INT16_MAX >> 1) / (1 << FRACTION_BITS)
+
+
 def scale_accumulator(acc: Tensor, multiplier: Tensor | int, shift: Tensor | int) -> Tensor:
     """`u` of the module docstring: the accumulator in units of 2^-k output steps.
 

@@ -40,6 +40,7 @@ def _moves(operands: Sequence, scale: float, name: str) -> dict[str, tuple[int, 
 
 def _integer_add(call: QuantCall) -> IntegerCall:
     assert call.output is not None
+    call.check_sum("a", "b")
     moves = _moves([call.operand("a"), call.operand("b")], call.output.scale, call.name)
     qmin, qmax = call.output.clip(call.args.get("clamp"))
     kwargs = {**moves, "output_zero_point": call.output.zero_point, "qmin": qmin, "qmax": qmax}
@@ -78,7 +79,7 @@ def _integer_concat(call: QuantCall) -> IntegerCall:
 
 
 DEFS = (
-    OpDef(add, Grid.OWN, ("a", "b"), ("a", "b"), _integer_add, clamps=True),
+    OpDef(add, Grid.OWN, ("a", "b"), ("a", "b"), _integer_add, clamps=True, summed=("a", "b")),
     OpDef(mul, Grid.OWN, ("a", "b"), ("a", "b"), _integer_mul, clamps=True),
     OpDef(concat, Grid.OWN, ("tensors",), ("tensors",), _integer_concat),
 )

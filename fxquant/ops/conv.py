@@ -129,6 +129,7 @@ def _integer_conv2d(call: QuantCall) -> IntegerCall:
     if "residual" not in call.inputs:
         return result
     assert call.output is not None
+    call.check_sum("residual")
     residual = call.operand("residual")
     scale = torch.tensor(residual.scale / call.output.scale, dtype=torch.float64)
     requant = requant_from_real(scale, call.name)
@@ -162,6 +163,7 @@ DEFS = (
         weighted=True,
         accumulates=lambda args: args.get("residual") is None,
         clamps=True,
+        summed=("residual",),
     ),
     OpDef(
         conv_transpose2d,

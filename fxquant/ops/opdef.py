@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from fxquant.errors import NumericsError
+from fxquant.numerics.requantize import operand_fits
 from fxquant.numerics.types import QParams, QTensor
 
 Clamp = tuple[float | None, float | None]
@@ -48,6 +50,10 @@ class Operand:
         low = self.qmin if lower is None else max(self.qmin, self.code(lower))
         high = self.qmax if upper is None else min(self.qmax, self.code(upper))
         return min(low, self.qmax), max(high, self.qmin)
+
+    def holds(self, operand: Operand) -> bool:
+        """Whether an operand can be summed on this grid without saturating."""
+        return operand_fits(operand.scale / self.scale)
 
     def code(self, real: float) -> int:
         """Nearest code of a real value, not clipped."""
@@ -93,6 +99,22 @@ class QuantCall:
         assert isinstance(value, Operand)
         return value
 
+    def check_sum(self, *names: str) -> None:
+        """Raise unless the result's grid leaves the summed operands headroom.
+
+        Raises:
+            NumericsError: Terms of the sum could saturate visibly.
+        """
+        for name in names:
+            operand, output = self.operand(name), self.output
+            if output is not None and not output.holds(operand):
+                raise NumericsError(
+                    f"the scale of the sum is too fine for its operand {name}",
+                    where=self.name,
+                    why="its terms would saturate in int16 although the sum is in range",
+                    remedy="calibrate again, or give the result a larger range",
+                )
+
 
 @dataclass(frozen=True, slots=True)
 class FloatOutput:
@@ -126,6 +148,7 @@ class OpDef:
         weighted: Has parameters `weight` `[O, ...]` and `bias`.
         accumulates: Can deliver a float result from its accumulators.
         clamps: Has a `clamp` argument that a following clamp fuses into.
+        summed: Operands that are added on the grid of the result, which must leave them headroom.
         moves: Copies values without changing any, so it serves floats and codes alike.
     """
 
@@ -137,6 +160,7 @@ class OpDef:
     weighted: bool = False
     accumulates: Callable[[Mapping[str, Any]], bool] = lambda args: False
     clamps: bool = False
+    summed: tuple[str, ...] = ()
     moves: bool = False
 
     def bind(self, node: Node) -> dict[str, Any]:

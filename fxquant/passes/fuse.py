@@ -189,6 +189,22 @@ def clamp_into_producer(gm: GraphModule, node: Node) -> Node | Refusal | None:
     return _replace(gm, node, producer.target, producer.args, kwargs, producer, node)
 
 
+def clamp_before_reshape(gm: GraphModule, node: Node) -> Node | Refusal | None:
+    """`clamp(reshape(x))` -> `reshape(clamp(x))`, so that the clamp meets its layer (conv1d)."""
+    reshape = _operand(node)
+    if node.target is not clamp or reshape is None or reshape.target is not shape_ops.reshape:
+        return None
+    if not _only_user(reshape, node):
+        return Refusal("the reshaped value is used elsewhere")
+    x = _operand(reshape)
+    assert x is not None
+    with gm.graph.inserting_before(node):
+        clamped = gm.graph.call_function(clamp, (x,), dict(node.kwargs))
+    infer_shape(clamped)
+    meta.set_provenance(clamped, meta.provenance(node))
+    return _replace(gm, node, shape_ops.reshape, (clamped,), dict(reshape.kwargs), reshape)
+
+
 def add_into_conv(gm: GraphModule, node: Node) -> Node | Refusal | None:
     """`add(conv(x), r)` -> `conv(x, residual=r)`: the sum happens on the accumulators."""
     if node.target is not add:
@@ -251,6 +267,7 @@ RULES = (
     Rule("fold-batch-norm", fold_batch_norm),
     Rule("batch-norm-as-conv", batch_norm_as_conv),
     Rule("pad-into-conv", pad_into_conv),
+    Rule("clamp-before-reshape", clamp_before_reshape),
     Rule("clamp-into-producer", clamp_into_producer),
     Rule("add-into-conv", add_into_conv),
     Rule("channel-shuffle", channel_shuffle),

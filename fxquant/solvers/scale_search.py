@@ -13,7 +13,7 @@ _LARGEST_BIAS = float(1 << 28)  # int32 with room for the accumulated products
 
 def max_scale(weight: Tensor, spec: QuantSpec) -> Tensor:
     """Scale that covers each channel's largest magnitude, float64 `[O]`; 0 for a dead channel."""
-    return weight.double().abs().flatten(1).amax(1) / spec.dtype.qmax
+    return weight.abs().flatten(1).amax(1).double() / spec.dtype.qmax
 
 
 def search_scale(weight: Tensor, spec: QuantSpec, steps: int = 80, smallest: float = 0.3) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from fxquant.errors import UnsupportedError
 from fxquant.numerics import reference
@@ -15,7 +14,6 @@ from fxquant.numerics.requantize import INT16_MAX
 from fxquant.targets import (
     ARMV7_NEON,
     CORTEX_A53,
-    CORTEX_A76,
     GENERIC,
     NEOVERSE_V1,
     X86_AVX2,
@@ -23,194 +21,31 @@ from fxquant.targets import (
     X86_VNNI,
     Target,
 )
+from tests.backend.conv_cases import (
+    ARM,
+    BOTH,
+    CASES,
+    HOST,
+    RESIDUAL,
+    Case,
+    Numbers,
+    assert_equal,
+    check,
+    extreme,
+    numbers,
+)
 from tests.backend.kernel_harness import (
-    assert_halo,
     from_storage,
     run_kernel,
     to_storage,
     undefined_symbols,
 )
 from tvm_backend.emit.conv import conv2d_accumulate_kernel, conv2d_kernel
-from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputGrid, Residual
 from tvm_backend.emit.linear import linear_accumulate_kernel, linear_kernel
-from tvm_backend.kernel import Abi, Kernel
-from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE, Image, image
+from tvm_backend.kernel import Abi
+from tvm_backend.layout import Image, image
 from tvm_backend.schedule.tiles import Tile
-
-HOST = [X86_VNNI, X86_AVX512, X86_AVX2, GENERIC]
-ARM = [CORTEX_A53, CORTEX_A76, NEOVERSE_V1, ARMV7_NEON]
-BOTH = [
-    *HOST,
-    *(pytest.param(t, marks=pytest.mark.qemu) for t in (CORTEX_A53, ARMV7_NEON)),
-    *(
-        pytest.param(t, marks=[pytest.mark.qemu, pytest.mark.slow])
-        for t in (CORTEX_A76, NEOVERSE_V1)
-    ),
-]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A convolution; sizes in torch's words."""
-
-    name: str
-    c: int
-    o: int
-    h: int
-    w: int
-    kernel: tuple[int, int] = (3, 3)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (1, 1, 1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    n: int = 1
-    residual: bool = False
-    clip: tuple[int, int] = (0, 255)
-    extra_halo: int = 0
-    output_halo: tuple[int, int, int, int] = (0, 0, 0, 0)
-    multiple: int = 16
-    input_zero_point: int = 3
-    output_zero_point: int = 120
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def output_shape(self) -> tuple[int, int, int, int]:
-        top, bottom, left, right = self.padding
-        reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
-        oh = (self.h + top + bottom - reach[0]) // self.stride[0] + 1
-        ow = (self.w + left + right - reach[1]) // self.stride[1] + 1
-        return self.n, self.o, oh, ow
-
-    def problem(self, target: Target, residual: Residual | None = None) -> ConvProblem:
-        storage = target.mac.storage
-        top, bottom, left, right = (max(p, 0) + self.extra_halo for p in self.padding)
-        source = image(
-            (self.n, self.c, self.h, self.w), storage, (top, bottom, left, right), self.multiple
-        )
-        return ConvProblem(
-            source, image(self.output_shape, storage, self.output_halo), self.kernel, self.stride,
-            self.padding, self.dilation, self.groups, self.input_zero_point,
-            self.output_zero_point, *self.clip, residual,
-        )  # fmt: skip
-
-    def window(self) -> dict:
-        return {
-            "stride": self.stride, "padding": self.padding, "dilation": self.dilation,
-            "groups": self.groups, "input_zero_point": self.input_zero_point,
-        }  # fmt: skip
-
-    def grid(self) -> dict:
-        return {
-            "output_zero_point": self.output_zero_point,
-            "qmin": self.clip[0], "qmax": self.clip[1],
-        }  # fmt: skip
-
-
-CASES = [
-    Case("plain", 16, 64, 6, 14),
-    Case("odd", 17, 33, 5, 7, n=2, output_halo=(1, 2, 0, 3)),
-    Case("one_channel", 1, 1, 4, 5, output_halo=(1, 1, 1, 1)),
-    Case("pointwise", 31, 15, 3, 5, kernel=(1, 1), padding=(0, 0, 0, 0), n=3),
-    Case("wide_block", 5, 80, 3, 3, kernel=(1, 1), padding=(0, 0, 0, 0), clip=(120, 200)),
-    Case("strided_dilated", 15, 48, 9, 11, (3, 2), (2, 3), (2, 1, 0, 1), (2, 3), extra_halo=1),
-    Case("stem", 3, 31, 13, 15, (7, 7), (2, 2), (3, 3, 3, 3), multiple=INPUT_CHANNEL_MULTIPLE),
-    Case("crop", 4, 16, 7, 8, padding=(-1, 1, 1, -2)),
-    Case("residual", 33, 96, 4, 5, residual=True, n=2, output_halo=(0, 1, 1, 0)),
-    Case("grouped", 24, 40, 5, 7, groups=4, n=2),
-    Case("grouped_odd", 9, 15, 4, 5, groups=3, residual=True),
-    Case("group_width_8", 64, 64, 5, 6, groups=8, output_halo=(1, 1, 1, 1)),
-    Case("depthwise", 112, 112, 5, 9, groups=112, output_halo=(1, 1, 1, 1), n=2),
-    Case("depthwise_odd", 31, 31, 6, 5, groups=31, residual=True, clip=(1, 254)),
-    Case("depthwise_5x5", 17, 17, 9, 11, (5, 5), (2, 2), (2, 2, 2, 2), groups=17),
-    Case("depthwise_dilated", 4, 4, 9, 8, (3, 3), (1, 2), (2, 2, 2, 2), (2, 2), 4),
-    Case("depthwise_input", 3, 3, 6, 7, groups=3, multiple=INPUT_CHANNEL_MULTIPLE),
-    Case("depthwise_multiplier", 5, 10, 6, 7, groups=5),
-]
-
-
-def _extreme(generator: torch.Generator, low: int, high: int, shape: tuple[int, ...]) -> Tensor:
-    """Random integers, every third one a bound."""
-    values = torch.randint(low, high + 1, shape, generator=generator)
-    pick = torch.randint(0, 6, shape, generator=generator)
-    values = torch.where(pick == 0, torch.tensor(low), values)
-    return torch.where(pick == 1, torch.tensor(high), values)
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """Operands of a case."""
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor
-    multiplier: Tensor
-    shift: Tensor
-    residual: Tensor
-
-
-def _numbers(case: Case, seed: int = 0) -> Numbers:
-    """Operands whose results spread over, and beyond, the code range."""
-    g = torch.Generator().manual_seed(seed)
-    x = _extreme(g, 0, 255, (case.n, case.c, case.h, case.w)).to(torch.uint8)
-    weight = _extreme(g, -128, 127, (case.o, case.c // case.groups, *case.kernel)).to(torch.int8)
-    bias = torch.randint(-20000, 20001, (case.o,), generator=g, dtype=torch.int32)
-    acc = reference.conv2d_accumulate(x, weight, bias, **case.window())
-    largest = acc.abs().amax((0, 2, 3)).clamp(min=1).double()
-    wanted = torch.log2(largest).floor() - 12 + torch.randint(-3, 3, (case.o,), generator=g)
-    multiplier = torch.randint(1 << 14, 1 << 15, (case.o,), generator=g)
-    residual = _extreme(g, 0, 255, case.output_shape).to(torch.uint8)
-    return Numbers(
-        x, weight, bias, multiplier.to(torch.int16), wanted.clamp(-14, 24).to(torch.int8), residual
-    )
-
-
-RESIDUAL = {"residual_zero_point": 7, "residual_multiplier": 20000, "residual_shift": -5}
-
-
-def _check(
-    case: Case,
-    target: Target,
-    numbers: Numbers,
-    *,
-    residual: dict | None = None,
-    abi: Abi = Abi.PACKED,
-    tile: Tile | None = None,
-) -> Kernel:
-    """Run the kernel of a case and compare every code and the halo with the reference."""
-    mac, second = target.mac, None
-    if residual:
-        storage = image(case.output_shape, mac.storage, (0, 1, 2, 0))
-        second = Residual(storage, *residual.values())
-    problem = case.problem(target, second)
-    n = numbers
-    kernel = conv2d_kernel(
-        problem, weight=n.weight.numpy(), bias=n.bias.numpy(), multiplier=n.multiplier.numpy(),
-        shift=n.shift.numpy(), target=target, tile=tile,
-    )  # fmt: skip
-    arrays = [to_storage(n.x, problem.source, mac, case.input_zero_point)]
-    if second:
-        arrays.append(to_storage(n.residual, second.image, mac, second.zero_point))
-    result = run_kernel(kernel, target, *arrays, abi=abi)
-    expected = reference.conv2d(
-        n.x, n.weight, n.bias, n.multiplier, n.shift, n.residual if residual else None,
-        **case.window(), **case.grid(), **(residual or {}),
-    )  # fmt: skip
-    got = from_storage(result, problem.output, mac, case.output_shape)
-    _assert_equal(got, expected, kernel)
-    assert_halo(result, problem.output, mac, case.output_zero_point)
-    return kernel
-
-
-def _assert_equal(got: Tensor, expected: Tensor, kernel: Kernel) -> None:
-    wrong = (got != expected).nonzero()
-    assert len(wrong) == 0, (
-        f"{kernel.name}: {len(wrong)} of {expected.numel()} differ, first at {wrong[0].tolist()}: "
-        f"{got[tuple(wrong[0])]} instead of {expected[tuple(wrong[0])]}"
-    )
-
 
 CORE_TARGETS = (X86_VNNI, X86_AVX2, CORTEX_A53)
 CORE_CASES = ("odd", "stem", "residual", "grouped_odd", "depthwise", "depthwise_5x5")
@@ -232,13 +67,13 @@ def _target_cases() -> list:
 def test_conv2d_equals_reference(target: Target, case: Case) -> None:
     """On the host with guard pages behind every buffer."""
     residual = RESIDUAL if case.residual else None
-    _check(case, target, _numbers(case), residual=residual, abi=Abi.BARE)
+    check(case, target, numbers(case), residual=residual, abi=Abi.BARE)
 
 
 @pytest.mark.parametrize("name", ["odd", "residual", "depthwise"])
 def test_packed_abi_equals_reference(name: str) -> None:
     case = next(c for c in CASES if c.name == name)
-    _check(case, X86_VNNI, _numbers(case), residual=RESIDUAL if case.residual else None)
+    check(case, X86_VNNI, numbers(case), residual=RESIDUAL if case.residual else None)
 
 
 @pytest.mark.parametrize(
@@ -251,12 +86,12 @@ def test_packed_abi_equals_reference(name: str) -> None:
 )  # fmt: skip
 def test_every_tile_gives_the_same_result(tile: Tile) -> None:
     case = Case("tiles", 20, 272, 5, 16, n=2, output_halo=(1, 1, 1, 1))
-    _check(case, X86_VNNI, _numbers(case), tile=tile)
+    check(case, X86_VNNI, numbers(case), tile=tile)
 
 
 def test_channels_outermost_with_threads() -> None:
     case = Case("large_weights", 256, 256, 4, 5)
-    kernel = _check(case, X86_VNNI, _numbers(case))
+    kernel = check(case, X86_VNNI, numbers(case))
     assert "c__" in kernel.name
 
 
@@ -269,7 +104,7 @@ def _shift_numbers(seed: int) -> Numbers:
     shift = np.tile(np.arange(-14, 25), 3)
     bound = np.ldexp(float(INT16_MAX), shift)
     bias = rng.uniform(-1.5, 1.5, len(shift)) * np.minimum(bound, 2.0**29)
-    plain = _numbers(ALL_SHIFTS, seed)
+    plain = numbers(ALL_SHIFTS, seed)
     multiplier = rng.choice([1 << 14, (1 << 15) - 1, 23170], len(shift))
     return replace(
         plain,
@@ -284,7 +119,7 @@ def _shift_numbers(seed: int) -> Numbers:
 def test_all_shifts_and_zero_points(target: Target) -> None:
     for seed, zero_point in enumerate((0, 1, 127, 128, 254, 255)):
         case = replace(ALL_SHIFTS, output_zero_point=zero_point, input_zero_point=255 - zero_point)
-        _check(case, target, _shift_numbers(seed))
+        check(case, target, _shift_numbers(seed))
 
 
 @pytest.mark.parametrize("shift", [-14, -8, -7, -6, 0, 1, 8, 9, 10, 24])
@@ -309,7 +144,7 @@ def test_residual_shifts_on_arm(target: Target, shift: int) -> None:
 def _check_residual(target: Target, shift: int) -> None:
     """Every residual code meets the extremes of u, for several zero points."""
     case = Case("residuals", 3, 112, 16, 16, kernel=(1, 1), padding=(0, 0, 0, 0))
-    numbers = _numbers(case)
+    numbers = numbers(case)
     codes = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(case.output_shape)
     numbers = replace(numbers, residual=codes.contiguous(), shift=numbers.shift.abs())
     for zero_point, multiplier in ((0, 1 << 14), (255, (1 << 15) - 1), (100, 20000)):
@@ -319,14 +154,14 @@ def _check_residual(target: Target, shift: int) -> None:
             "residual_shift": shift,
         }
         case = replace(case, output_zero_point=255 - zero_point)
-        _check(case, target, numbers, residual=residual)
+        check(case, target, numbers, residual=residual)
 
 
 @pytest.mark.parametrize("name", ["pointwise", "depthwise_odd"])
 @pytest.mark.parametrize("target", BOTH, ids=str)
 def test_accumulators_equal_reference(target: Target, name: str) -> None:
     case = next(c for c in CASES if c.name == name)
-    n, problem = _numbers(case), case.problem(target)
+    n, problem = numbers(case), case.problem(target)
     problem = replace(problem, output=replace(problem.output, dtype="int32"))
     kernel = conv2d_accumulate_kernel(
         problem, weight=n.weight.numpy(), bias=n.bias.numpy(), target=target
@@ -335,7 +170,7 @@ def test_accumulators_equal_reference(target: Target, name: str) -> None:
     result = run_kernel(kernel, target, x, abi=Abi.BARE)
     got = from_storage(result, problem.output, target.mac, case.output_shape)
     expected = reference.conv2d_accumulate(n.x, n.weight, n.bias, **case.window())
-    _assert_equal(got, expected, kernel)
+    assert_equal(got, expected, kernel)
 
 
 LINEAR = [(1, 33, 1000), (3, 4, 16), (2, 7, 40, 31)]
@@ -346,8 +181,8 @@ LINEAR = [(1, 33, 1000), (3, 4, 16), (2, 7, 40, 31)]
 def test_linear_equals_reference(target: Target, shape: tuple[int, ...]) -> None:
     *rows, k, o = shape
     g = torch.Generator().manual_seed(3)
-    x = _extreme(g, 0, 255, (*rows, k)).to(torch.uint8)
-    weight = _extreme(g, -128, 127, (o, k)).to(torch.int8)
+    x = extreme(g, 0, 255, (*rows, k)).to(torch.uint8)
+    weight = extreme(g, -128, 127, (o, k)).to(torch.int8)
     bias = torch.randint(-9000, 9001, (o,), generator=g, dtype=torch.int32)
     multiplier = torch.randint(1 << 14, 1 << 15, (o,), generator=g).to(torch.int16)
     shift = torch.randint(-1, 6, (o,), generator=g).to(torch.int8)
@@ -364,27 +199,27 @@ def test_linear_equals_reference(target: Target, shape: tuple[int, ...]) -> None
         x, weight, bias, multiplier, shift,
         input_zero_point=77, output_zero_point=9, qmin=0, qmax=250,
     )  # fmt: skip
-    _assert_equal(from_storage(result, output, target.mac, (*rows, o)), expected, kernel)
+    assert_equal(from_storage(result, output, target.mac, (*rows, o)), expected, kernel)
 
     wide = replace(output, dtype="int32")
     kernel = linear_accumulate_kernel(source, wide, input_zero_point=77, **common)
     result = run_kernel(kernel, target, stored, abi=Abi.BARE)
     expected = reference.linear_accumulate(x, weight, bias, input_zero_point=77)
-    _assert_equal(from_storage(result, wide, target.mac, (*rows, o)), expected, kernel)
+    assert_equal(from_storage(result, wide, target.mac, (*rows, o)), expected, kernel)
 
 
 @pytest.mark.parametrize("name", ["odd", "residual", "depthwise"])
 def test_bare_kernels_need_no_library(name: str) -> None:
     case = next(c for c in CASES if c.name == name)
     residual = RESIDUAL if case.residual else None
-    kernel = _check(case, X86_VNNI, _numbers(case), residual=residual)
+    kernel = check(case, X86_VNNI, numbers(case), residual=residual)
     assert undefined_symbols(kernel, X86_VNNI) == []
 
 
 def test_equal_names_are_equal_code() -> None:
     """Numbers are data: only the form (left shifts, clip, residual shift) changes the code."""
     case = next(c for c in CASES if c.name == "odd")
-    first, second = _numbers(case, 1), _numbers(case, 2)
+    first, second = numbers(case, 1), numbers(case, 2)
     kernels = [
         conv2d_kernel(
             replace(case, output_zero_point=zp).problem(X86_VNNI), weight=n.weight.numpy(),
@@ -398,7 +233,7 @@ def test_equal_names_are_equal_code() -> None:
 
 
 def test_form_is_part_of_the_name() -> None:
-    case, n = CASES[0], _numbers(CASES[0])
+    case, n = CASES[0], numbers(CASES[0])
     arguments = {
         "weight": n.weight.numpy(), "bias": n.bias.numpy(), "multiplier": n.multiplier.numpy(),
         "target": X86_VNNI,

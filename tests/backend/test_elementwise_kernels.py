@@ -60,10 +60,10 @@ def test_add_at_every_lane_size(channels: int, abi: Abi) -> None:
 
 
 @each_target
-@pytest.mark.parametrize("shift", [-14, -8, -7, -6, -1, 0, 1, 7, 15, 24])
+@pytest.mark.parametrize("shift", [-14, -8, -7, 0, 1, 24])
 def test_requantization_of_every_code(target: Target, shift: int) -> None:
     x = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 4, 4)
-    for zero_point, multiplier in ((0, 1 << 14), (255, (1 << 15) - 1), (117, 23456)):
+    for zero_point, multiplier in ((0, (1 << 15) - 1), (255, 23456)):
         numbers = {"zero_point": zero_point, "multiplier": multiplier, "shift": shift, **NARROW}
         check(reference.requantize, target, [x], numbers)
 
@@ -73,9 +73,9 @@ def test_broadcasting(target: Target) -> None:
     x = codes(1, 2, 33, 4, 5)
     numbers = {"zero_points": (11, 128), "multiplier": 23456, **GRID}
     for other in ((2, 33, 1, 1), (33, 1, 1), (1, 1, 4, 5), (2, 1, 4, 5), (1,), (2, 33, 4, 1)):
-        for shift in (2, -14):
-            y = codes(2, *other)
-            check(reference.mul, target, [x, y], {**numbers, "shift": shift}, halo=HALO)
+        shift = 2 if len(other) == 4 else -14
+        y = codes(2, *other)
+        check(reference.mul, target, [x, y], {**numbers, "shift": shift}, halo=HALO)
     two = {"zero_points": (11, 128), "multipliers": (20000, 30000), "shifts": (-6, -7), **GRID}
     check(reference.add, target, [codes(3, 2, 17, 1, 1), x[:, :17]], two)
     check(reference.add, target, [codes(3, 2, 7, 17), codes(4, 7, 17)], two)

@@ -169,6 +169,7 @@ def test_style(style: str) -> None:
         assert all(t in OPS for t in targets), f"float islands: {ops_of(gm)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_style_exported(style: str) -> None:
     model = Function(STYLES[style][0]).eval()

@@ -85,8 +85,10 @@ FUSED = {
     "two_convs_add": (lambda m, x: m.conv(x) + m.conv2(x), IMAGE, ["conv2d", "conv2d"]),
     "reshapes": (lambda m, x: x.flatten(2).reshape(x.shape[0], -1), IMAGE, ["reshape"]),
     "reshape_back": (lambda m, x: x.flatten(1).view(x.shape) * 2, IMAGE, ["affine"]),
+    "relu_after_reshape": (
+        lambda m, x: F.relu(m.conv(x).flatten(2)), IMAGE, ["conv2d", "reshape"]),
     "shuffle": (lambda m, x: shuffled(x, 2), IMAGE, ["channel_shuffle"]),
-}
+}  # fmt: skip
 # name: (forward, input, operators, rule that must refuse, its reason)
 REFUSED = {
     "bn_of_a_shared_result": (

@@ -1,1 +1,1 @@
-"""emit"""
+"""Emitters: one operator family a file, each makes the kernels of a reference operator."""

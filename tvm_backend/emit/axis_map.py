@@ -200,7 +200,7 @@ def _by_runs(
         target = result.offset(n, h, w, 0)
 
         def copied() -> None:
-            base = image.offset(*source, 0)
+            base = image.offset(source[0], source[1], source[2], 0)
             for first, start, run in pieces:
                 if start == FILL:
                     copy_run(y, target + first, y, target + first, run, filler)

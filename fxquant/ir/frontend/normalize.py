@@ -80,7 +80,8 @@ def normalize(gm: GraphModule, inputs: tuple[Tensor, ...]) -> GraphModule:
         raise
     except Exception as error:
         raise CaptureError(
-            f"the model fails on the example inputs: {type(error).__name__}: {error}",
+            f"the model fails on the example inputs: {type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}",
             where=", ".join(str(tuple(x.shape)) for x in inputs),
             remedy="pass example inputs that forward() accepts",
         ) from error

@@ -1,0 +1,110 @@
+"""Float islands: how they are cut, and that compiled ones compute what torch computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import tvm_backend
+from fxquant import targets
+from fxquant.errors import UnsupportedError
+from fxquant.numerics import reference
+from tests.backend.integer_nets import NetBuilder
+from tvm_backend.lower import lower
+from tvm_backend.program import Island
+
+TOLERANCE = 1e-5
+
+
+def islands(graph: torch.fx.GraphModule) -> list[Island]:
+    program = lower(graph, targets.X86_VNNI)
+    return [step for step in program.steps if isinstance(step, Island)]
+
+
+def check(graph: torch.fx.GraphModule, x: torch.Tensor) -> None:
+    result = tvm_backend.compile(graph)(x)
+    assert torch.allclose(result, graph(x), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_island_between_integer_layers() -> None:
+    net = NetBuilder(3)
+    x = torch.randn(2, 16, 6, 6)
+    c = net.conv2d(net.quantize(net.input()), (16, 32), 3, (110, 60), padding=1)
+    real = net.call(F.gelu, net.dequantize(c, 60))
+    total = net.call(torch.add, net.call(torch.softmax, real, dim=1), real)
+    d = net.conv2d(net.quantize(total, 50), (32, 16), 1, (50, 40))
+    graph = net.finish(net.dequantize(d, 40), x)
+    assert [len(i.inputs) for i in islands(graph)] == [1]
+    codes = (graph(x) - tvm_backend.compile(graph)(x)) / 0.03
+    assert float(codes.abs().max()) < 1.5  # a float result on a tie may change one code
+
+
+def test_an_island_does_not_depend_on_itself() -> None:
+    """before -> integer -> after, and before -> after: two islands, not one."""
+    net = NetBuilder(3)
+    x = torch.randn(1, 16, 4, 4)
+    before = net.call(torch.exp, net.input())
+    c = net.conv2d(net.quantize(before), (16, 16), 1, (110, 60))
+    after = net.call(torch.add, before, net.dequantize(c, 60))
+    graph = net.finish(after, x)
+    assert len(islands(graph)) == 2
+    check(graph, x)
+
+
+def test_readers_between_the_parts_of_an_island() -> None:
+    """An integer node may come before the island's last node in the graph and read its first."""
+    net = NetBuilder(3)
+    x = torch.randn(1, 16, 4, 4)
+    first = net.call(torch.exp, net.input())
+    c = net.conv2d(net.quantize(first), (16, 16), 1, (110, 60))
+    second = net.call(torch.neg, first)
+    graph = net.finish((net.dequantize(c, 60), second), x)
+    assert len(islands(graph)) == 1
+    for result, expected in zip(tvm_backend.compile(graph)(x), graph(x), strict=True):
+        assert torch.allclose(result, expected, rtol=1e-4, atol=0.04)
+
+
+def test_moves_of_floats_are_no_island() -> None:
+    net = NetBuilder(3)
+    x = torch.randn(2, 3, 4, 5)
+    real = net.dequantize(net.quantize(net.input()), 110)
+    flat = net.call(reference.reshape, real, shape=(0, -1))
+    turned = net.call(reference.permute, real, dims=(0, 2, 3, 1))
+    graph = net.finish((flat, turned), x)
+    assert islands(graph) == []
+    assert all(map(torch.equal, tvm_backend.compile(graph)(x), graph(x)))
+
+
+def test_modules_and_parameters_in_an_island() -> None:
+    net = NetBuilder(3)
+    x = torch.randn(2, 7, 24)
+    net.root.norm = nn.LayerNorm(24)
+    nn.init.normal_(net.root.norm.weight)
+    real = net.dequantize(net.quantize(net.input()), 110)
+    normed = net.graph.call_module("norm", (real,))
+    scaled = net.call(torch.mul, normed, net.tensor(torch.randn(24)))
+    scores = net.call(torch.matmul, scaled, net.graph.call_method("transpose", (scaled, 1, 2)))
+    check(net.finish(scores, x), x)
+
+
+def test_several_islands_export(tmp_path) -> None:
+    net = NetBuilder(3)
+    x = torch.randn(1, 16, 4, 4)
+    value = net.input()
+    for _ in range(2):
+        value = net.dequantize(net.quantize(net.call(torch.sigmoid, value)), 110)
+    graph = net.finish(net.call(torch.sigmoid, value), x)
+    assert len(islands(graph)) == 3
+    compiled = tvm_backend.compile(graph)
+    compiled.export(tmp_path)
+    assert torch.equal(tvm_backend.load(tmp_path)(x), compiled(x))
+
+
+def test_unknown_operators_are_named() -> None:
+    net = NetBuilder(3)
+    real = net.dequantize(net.quantize(net.input()), 110)
+    graph = net.finish(net.call(torch.special.bessel_j0, real), torch.randn(1, 3, 4, 4))
+    with pytest.raises(UnsupportedError, match="bessel_j0"):
+        tvm_backend.compile(graph)
