@@ -146,7 +146,7 @@ class Numbers:
     residual: Tensor
 
 
-def numbers(case: Case, seed: int = 0) -> Numbers:
+def make_numbers(case: Case, seed: int = 0) -> Numbers:
     """Operands whose results spread over, and beyond, the code range."""
     g = torch.Generator().manual_seed(seed)
     x = extreme(g, 0, 255, (case.n, case.c, case.h, case.w)).to(torch.uint8)

@@ -32,7 +32,7 @@ from tests.backend.conv_cases import (
     assert_equal,
     check,
     extreme,
-    numbers,
+    make_numbers,
 )
 from tests.backend.kernel_harness import (
     from_storage,
@@ -67,13 +67,13 @@ def _target_cases() -> list:
 def test_conv2d_equals_reference(target: Target, case: Case) -> None:
     """On the host with guard pages behind every buffer."""
     residual = RESIDUAL if case.residual else None
-    check(case, target, numbers(case), residual=residual, abi=Abi.BARE)
+    check(case, target, make_numbers(case), residual=residual, abi=Abi.BARE)
 
 
 @pytest.mark.parametrize("name", ["odd", "residual", "depthwise"])
 def test_packed_abi_equals_reference(name: str) -> None:
     case = next(c for c in CASES if c.name == name)
-    check(case, X86_VNNI, numbers(case), residual=RESIDUAL if case.residual else None)
+    check(case, X86_VNNI, make_numbers(case), residual=RESIDUAL if case.residual else None)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_packed_abi_equals_reference(name: str) -> None:
 )  # fmt: skip
 def test_every_tile_gives_the_same_result(tile: Tile) -> None:
     case = Case("tiles", 20, 272, 5, 16, n=2, output_halo=(1, 1, 1, 1))
-    check(case, X86_VNNI, numbers(case), tile=tile)
+    check(case, X86_VNNI, make_numbers(case), tile=tile)
 
 
 def test_channels_outermost_with_threads() -> None:
     case = Case("large_weights", 256, 256, 4, 5)
-    kernel = check(case, X86_VNNI, numbers(case))
+    kernel = check(case, X86_VNNI, make_numbers(case))
     assert "c__" in kernel.name
 
 
@@ -104,7 +104,7 @@ def _shift_numbers(seed: int) -> Numbers:
     shift = np.tile(np.arange(-14, 25), 3)
     bound = np.ldexp(float(INT16_MAX), shift)
     bias = rng.uniform(-1.5, 1.5, len(shift)) * np.minimum(bound, 2.0**29)
-    plain = numbers(ALL_SHIFTS, seed)
+    plain = make_numbers(ALL_SHIFTS, seed)
     multiplier = rng.choice([1 << 14, (1 << 15) - 1, 23170], len(shift))
     return replace(
         plain,
@@ -144,7 +144,7 @@ def test_residual_shifts_on_arm(target: Target, shift: int) -> None:
 def _check_residual(target: Target, shift: int) -> None:
     """Every residual code meets the extremes of u, for several zero points."""
     case = Case("residuals", 3, 112, 16, 16, kernel=(1, 1), padding=(0, 0, 0, 0))
-    numbers = numbers(case)
+    numbers = make_numbers(case)
     codes = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(case.output_shape)
     numbers = replace(numbers, residual=codes.contiguous(), shift=numbers.shift.abs())
     for zero_point, multiplier in ((0, 1 << 14), (255, (1 << 15) - 1), (100, 20000)):
@@ -161,7 +161,7 @@ def _check_residual(target: Target, shift: int) -> None:
 @pytest.mark.parametrize("target", BOTH, ids=str)
 def test_accumulators_equal_reference(target: Target, name: str) -> None:
     case = next(c for c in CASES if c.name == name)
-    n, problem = numbers(case), case.problem(target)
+    n, problem = make_numbers(case), case.problem(target)
     problem = replace(problem, output=replace(problem.output, dtype="int32"))
     kernel = conv2d_accumulate_kernel(
         problem, weight=n.weight.numpy(), bias=n.bias.numpy(), target=target
@@ -212,14 +212,14 @@ def test_linear_equals_reference(target: Target, shape: tuple[int, ...]) -> None
 def test_bare_kernels_need_no_library(name: str) -> None:
     case = next(c for c in CASES if c.name == name)
     residual = RESIDUAL if case.residual else None
-    kernel = check(case, X86_VNNI, numbers(case), residual=residual)
+    kernel = check(case, X86_VNNI, make_numbers(case), residual=residual)
     assert undefined_symbols(kernel, X86_VNNI) == []
 
 
 def test_equal_names_are_equal_code() -> None:
     """Numbers are data: only the form (left shifts, clip, residual shift) changes the code."""
     case = next(c for c in CASES if c.name == "odd")
-    first, second = numbers(case, 1), numbers(case, 2)
+    first, second = make_numbers(case, 1), make_numbers(case, 2)
     kernels = [
         conv2d_kernel(
             replace(case, output_zero_point=zp).problem(X86_VNNI), weight=n.weight.numpy(),
@@ -233,7 +233,7 @@ def test_equal_names_are_equal_code() -> None:
 
 
 def test_form_is_part_of_the_name() -> None:
-    case, n = CASES[0], numbers(CASES[0])
+    case, n = CASES[0], make_numbers(CASES[0])
     arguments = {
         "weight": n.weight.numpy(), "bias": n.bias.numpy(), "multiplier": n.multiplier.numpy(),
         "target": X86_VNNI,
