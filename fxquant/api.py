@@ -19,6 +19,7 @@ from fxquant.ir.batch import fixed_batch, run_in_batches
 from fxquant.ir.frontend import capture, normalize
 from fxquant.ir.frontend.capture import as_inputs
 from fxquant.ir.stages import Stage, verify
+from fxquant.ir.units import units
 from fxquant.model import FloatIsland, Quantized, float_islands
 from fxquant.passes.annotate import annotate, range_estimators
 from fxquant.passes.fuse import fuse
@@ -38,6 +39,7 @@ class Prepared:
     Attributes:
         graph: The annotated graph.
         config: Its configuration.
+        units: The Basic-Units that solvers work on.
         batch: The only batch size the graph can run, None if any will do.
         target: The device it is meant for, if named.
         calibration: What has been observed.
@@ -47,6 +49,7 @@ class Prepared:
     def __init__(self, graph: GraphModule, config: Config, target: Target | None) -> None:
         self.graph, self.config, self.target = graph, config, target
         limit = min(SOLVER_SAMPLES, samples_within(graph, SOLVER_MEMORY))
+        self.units = units(graph)
         self.batch = fixed_batch(graph)
         self.calibration = Calibration(graph, range_estimators(graph, config), limit)
         self.solved: Solved | None = None
@@ -60,6 +63,17 @@ class Prepared:
                 remedy="call prepare again to calibrate with other data",
             )
         return run_in_batches(self.calibration.observe, inputs, self.batch)
+
+    def __str__(self) -> str:
+        nodes = {n.name: n for n in self.graph.graph.nodes}
+        lines = []
+        for unit in self.units:
+            lines.append(f"{unit.name} <- {', '.join(unit.inputs)}")
+            for name in unit.nodes:
+                value, reason = meta.quant(nodes[name]), meta.float_reason(nodes[name])
+                kind = f"float: {reason}" if reason else str(value.spec.dtype) if value else "f32"
+                lines.append(f"  {name}: {kind}")
+        return "\n".join(lines)
 
     @property
     def float_islands(self) -> tuple[FloatIsland, ...]:

@@ -132,6 +132,14 @@ def test_printing_gives_a_table() -> None:
     assert [i.operator for i in island.float_islands] == ["softmax"]
 
 
+def test_prepared_prints_its_units() -> None:
+    prepared = fxquant.prepare(BY_NAME["softmax_island"].make(), X)
+    text = str(prepared)
+    assert len(prepared.units) >= 2
+    assert all(unit.name in text for unit in prepared.units)
+    assert "float: softmax has no integer form" in text and ": u8" in text
+
+
 def test_provenance_is_recorded() -> None:
     provenance = reference_result().provenance
     assert provenance["fxquant"] == fxquant.__version__
