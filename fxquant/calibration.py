@@ -14,7 +14,7 @@ from fxquant.errors import CalibrationError
 from fxquant.ir import meta
 from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator, Statistics
-from fxquant.numerics.requantize import ACCUMULATOR_STEPS
+from fxquant.numerics.requantize import ACCUMULATOR_STEPS, largest_ratio
 from fxquant.numerics.types import QParams, QuantSpec, qparams_from_range
 from fxquant.ops import Grid, Operand
 from fxquant.ops.opdef import apply_clamp
@@ -196,7 +196,7 @@ class Calibration:
         bound = definition.bind(node)
         summed = [Operand.of(meta.qparams(bound[k])) for k in definition.summed if k in bound]
         steps = [self.terms.get(node.name, 0.0) / ACCUMULATOR_STEPS]
-        finest = max(steps + [operand.scale / 1.99 for operand in summed])
+        finest = max(steps + [o.scale / largest_ratio(o.span) * 1.0001 for o in summed])
         if summed and float(qparams.scale) < finest:  # a sum much smaller than its terms
             return _with_scale(qparams, finest)
         return qparams

@@ -93,13 +93,16 @@ def requant_from_real(real: Tensor, where: str = "") -> Requant:
     return Requant(multiplier.to(torch.int16), shift.to(torch.int8))
 
 
-def operand_fits(ratio: float) -> bool:
-    """Whether `t` of an 8-bit operand never saturates: `255 << -s` fits int16 for s >= -7.
+def largest_ratio(span: int) -> float:
+    """Largest operand scale / output scale at which `t` of an operand cannot saturate.
+
+    For a ratio in `[2^e, 2^(e+1))` the shift is `-(7 + e)`, and `span << (7 + e)` must fit int16.
 
     Args:
-        ratio: Operand scale / output scale.
+        span: Largest magnitude of `code - zero_point`.
     """
-    return ratio < 2.0 * (1 - 2.0**-15)
+    exponent = (INT16_MAX // max(span, 1)).bit_length() - 1 - 7
+    return 2.0 ** (exponent + 1) * (1 - 2.0**-14)
 
 
 # Output steps that `u` of an accumulator can hold whatever its multiplier: 2^14 / 2^k.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fxquant.errors import NumericsError
-from fxquant.numerics.requantize import operand_fits
+from fxquant.numerics.requantize import largest_ratio
 from fxquant.numerics.types import QParams, QTensor
 
 Clamp = tuple[float | None, float | None]
@@ -51,9 +51,14 @@ class Operand:
         high = self.qmax if upper is None else min(self.qmax, self.code(upper))
         return min(low, self.qmax), max(high, self.qmin)
 
+    @property
+    def span(self) -> int:
+        """Largest magnitude of `code - zero_point`."""
+        return max(self.qmax - self.zero_point, self.zero_point - self.qmin)
+
     def holds(self, operand: Operand) -> bool:
         """Whether an operand can be summed on this grid without saturating."""
-        return operand_fits(operand.scale / self.scale)
+        return operand.scale / self.scale <= largest_ratio(operand.span)
 
     def code(self, real: float) -> int:
         """Nearest code of a real value, not clipped."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fxquant.errors import NumericsError
 from fxquant.numerics import reference
 from fxquant.ops.arithmetic import add, concat, mul
 from fxquant.ops.elementwise import FUNCTIONS, affine, clamp, power, prelu
@@ -72,7 +73,9 @@ def test_add_and_mul(shapes, clamp_) -> None:
     a, b = value(shapes[0], 1, 40), value(shapes[1], 2, 200, span=1.3)
     for function, expected in ((add, a.real + b.real), (mul, a.real * b.real)):
         bounded = expected if clamp_ is None else expected.clamp(*clamp_)
-        grid = grid_for(expected)
+        # the grid of a sum has room for its operands, whatever values they happen to have
+        values = [expected, a.grid.codes()[[0, -1]], b.grid.codes()[[0, -1]]]
+        grid = grid_for(torch.cat([v.flatten() for v in values]))
         check(function, {"a": a, "b": b}, bounded, fraction=0.08, grid=grid, clamp=clamp_)
 
 
@@ -80,6 +83,16 @@ def test_add_and_mul_of_a_value_with_itself() -> None:
     a = value((2, 3, 5), 1, 40)
     check(add, {"a": a, "b": a}, a.real * 2)
     check(mul, {"a": a, "b": a}, a.real**2)
+
+
+@pytest.mark.parametrize(("ratio", "fits"), [(1.0, True), (1.99, True), (2.0, False)])
+def test_sum_on_a_grid_too_fine_for_its_operand_is_refused(ratio: float, fits: bool) -> None:
+    a = value((2, 3, 5), 1, 0)
+    grid = Operand(a.grid.scale / ratio, 0, 0, 255)
+    assert grid.holds(a.grid) == fits
+    if not fits:
+        with pytest.raises(NumericsError, match="too fine for its operand"):
+            run_integer(add, {"a": a, "b": a}, grid, 3)
 
 
 def test_add_of_narrow_operands() -> None:
