@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,13 +13,6 @@ from torch.fx import Node
 from fxquant.ir.units import Unit
 from fxquant.numerics.types import QParams, QTensor, QuantSpec
 from fxquant.ops import OpDef
-
-
-class Scope(Enum):
-    """How the driver partitions the graph for a solver."""
-
-    LAYER = "layer"
-    UNIT = "unit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +87,6 @@ class UnitSolution:
 
 class Solver(Protocol):
     """Turns a float unit into integer codes and grids."""
-
-    scope: ClassVar[Scope]
 
     def solve(self, problem: UnitProblem, rng: torch.Generator) -> UnitSolution:
         """Solve one unit; deterministic given `rng`."""

@@ -1,8 +1,8 @@
-"""The driver: capture -> solve -> apply, unit by unit. The only place that runs the model.
+"""The driver: capture -> solve -> apply, layer by layer. The only place that runs the model.
 
 Every value is held twice for a bounded set of samples, under the float prefix and under the
-quantized prefix, and dropped after its last use. Solved units become part of the quantized
-prefix of the units behind them.
+quantized prefix, and dropped after its last use. Solved layers become part of the quantized
+prefix of the layers behind them.
 """
 
 from __future__ import annotations

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fxquant.numerics.types import QTensor
 from fxquant.ops.conv import linear
-from fxquant.solvers.base import Layer, Scope, UnitProblem, UnitSolution
+from fxquant.solvers.base import Layer, UnitProblem, UnitSolution
 from fxquant.solvers.scale_search import floor_scale, max_scale, round_to_grid, search_scale
 
 Chunks = Sequence[Sequence[Tensor]]
@@ -40,7 +39,6 @@ class RoundToNearest:
         bias_correction: Correct the channel means.
     """
 
-    scope: ClassVar[Scope] = Scope.LAYER
     bias_correction: bool = True
 
     def solve(self, problem: UnitProblem, rng: torch.Generator) -> UnitSolution:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import nn
 
@@ -12,7 +10,7 @@ from fxquant.calibration import SampleStore
 from fxquant.ir import meta
 from fxquant.ops import Operand
 from fxquant.ops.qdq import quantize
-from fxquant.solvers.base import Scope, UnitProblem, UnitSolution
+from fxquant.solvers.base import UnitProblem, UnitSolution
 from fxquant.solvers.driver import samples_within
 from fxquant.solvers.round_to_nearest import RoundToNearest
 from tests.graphs import fused
@@ -24,8 +22,6 @@ X = torch.randn(20, 3, 9, 7, generator=torch.Generator().manual_seed(1))
 
 class Recording:
     """Round to nearest that keeps the problems it was given."""
-
-    scope: ClassVar[Scope] = Scope.LAYER
 
     def __init__(self) -> None:
         self.problems: list[UnitProblem] = []
