@@ -91,14 +91,12 @@ class SampleStore:
     def add(self, inputs: tuple[Tensor, ...]) -> None:
         """Take in a batch."""
         for row in range(inputs[0].shape[0]):
-            sample = tuple(x[row].detach().clone() for x in inputs)
             self.seen += 1
-            if len(self.samples) < self.limit:
-                self.samples.append(sample)
-                continue
-            place = int(torch.randint(self.seen, (1,), generator=self._rng))
-            if place < self.limit:
-                self.samples[place] = sample
+            place = len(self.samples)
+            if place == self.limit:
+                place = int(torch.randint(self.seen, (1,), generator=self._rng))
+            if place < self.limit:  # else the sample is not kept, and not copied
+                self.samples[place : place + 1] = [tuple(x[row].detach().clone() for x in inputs)]
 
     def stacked(self) -> list[Tensor]:
         """One `[S, ...]` tensor a network input."""

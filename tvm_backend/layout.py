@@ -10,7 +10,7 @@ Everything else is `Flat`: row-major in torch's axis order.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 CHANNEL_MULTIPLE = 16
@@ -85,10 +85,6 @@ class Image:
             + (w + self.halo[2]) * self.channels
             + c
         )
-
-    def with_halo(self, halo: Halo) -> Image:
-        """The same image with another halo."""
-        return replace(self, halo=halo)
 
     def __str__(self) -> str:
         halo = "" if self.halo == NO_HALO else "p" + "_".join(map(str, self.halo))

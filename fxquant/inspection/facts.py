@@ -10,7 +10,6 @@ from torch.fx import Node
 
 from fxquant.ir import meta
 from fxquant.model import Quantized
-from fxquant.ops import OPS
 
 BYTES_A_CHANNEL = 4 + 2 + 1  # int32 bias, int16 multiplier, int8 shift
 
@@ -113,7 +112,7 @@ def _operator(node: Node) -> str:
 
 
 def _weight(quantized: Quantized, node: Node) -> Weight | None:
-    definition = OPS.get(node.target) if node.op == "call_function" else None  # type: ignore[arg-type]
+    definition = meta.opdef(node)
     if definition is None or not definition.weighted:
         return None
     source = node.args[1]

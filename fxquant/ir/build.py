@@ -37,12 +37,7 @@ class GraphBuilder:
         known = self._attributes.get((id(value), name))
         if known is not None:
             return known
-        attribute = self._free_name(name)
-        if value.dtype.is_floating_point:
-            parameter = nn.Parameter(value.detach(), requires_grad=False)
-            self.root.register_parameter(attribute, parameter)
-        else:
-            self.root.register_buffer(attribute, value.detach())
+        attribute = register(self.root, name, value)
         with self.graph.inserting_before(self._after_leaves()):
             node = self.graph.get_attr(attribute)
         set_value(node, tuple(value.shape), value.dtype)
@@ -53,15 +48,6 @@ class GraphBuilder:
     def _after_leaves(self) -> Node | None:
         """First computing node: tensors stay in front, so that every node may use them."""
         return next((n for n in self.graph.nodes if n.op not in ("placeholder", "get_attr")), None)
-
-    def _free_name(self, name: str) -> str:
-        base = re.sub(r"\W", "_", name) or "tensor"
-        base = f"t_{base}" if base[0].isdigit() else base
-        candidate, count = base, 0
-        while hasattr(self.root, candidate):
-            count += 1
-            candidate = f"{base}_{count}"
-        return candidate
 
     def call(
         self,
@@ -125,15 +111,17 @@ def finish(root: nn.Module, graph: Graph) -> GraphModule:
     return gm.eval()
 
 
-def new_attribute(gm: GraphModule, name: str, value: Tensor) -> str:
-    """Register a tensor on an existing GraphModule under a free name; returns the name."""
-    base = re.sub(r"\W", "_", name)
+def register(root: nn.Module, name: str, value: Tensor) -> str:
+    """Register a tensor under a free name made from `name`; returns that name."""
+    base = re.sub(r"\W", "_", name) or "tensor"
+    base = f"t_{base}" if base[0].isdigit() else base
     candidate, count = base, 0
-    while hasattr(gm, candidate):
+    while hasattr(root, candidate):
         count += 1
         candidate = f"{base}_{count}"
     if value.dtype.is_floating_point:
-        gm.register_parameter(candidate, nn.Parameter(value.detach(), requires_grad=False))
+        parameter = nn.Parameter(value.detach(), requires_grad=False)
+        root.register_parameter(candidate, parameter)
     else:
-        gm.register_buffer(candidate, value.detach())
+        root.register_buffer(candidate, value.detach())
     return candidate

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 from fxquant.errors import StageError
 from fxquant.numerics.types import QParams, QuantSpec
@@ -143,6 +143,11 @@ def static(node: Node, name: str) -> Any:
     return node.kwargs[name]
 
 
+def set_delivers_float(node: Node) -> None:
+    """Mark an integer operator as one whose accumulators become floats."""
+    node.meta["delivers_float"] = True
+
+
 def tensor_of(gm: GraphModule, node: Node) -> torch.Tensor:
     """The tensor behind a get_attr node."""
     value: object = gm
@@ -162,8 +167,3 @@ def place(node: Node) -> str:
     origin = provenance(node)
     parts = [p for p in (origin.name, f"node {node.name}", origin.source) if p]
     return ", ".join(parts)
-
-
-def output_node(graph: Graph) -> Node:
-    """The graph's output node."""
-    return next(n for n in reversed(graph.nodes) if n.op == "output")

@@ -58,7 +58,7 @@ def _deliver_floats(gm: GraphModule) -> None:
             continue
         movers: set[Node] = set()
         if _feeds_only_floats(node, movers):
-            node.meta["delivers_float"] = True
+            meta.set_delivers_float(node)
             for mover in movers:
                 meta.set_float_reason(mover, f"{MOVES_FLOAT_RESULT} of {node.name}")
 

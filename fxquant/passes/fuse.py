@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxquant.ir import meta
-from fxquant.ir.build import infer_shape, new_attribute, renamed
+from fxquant.ir.build import infer_shape, register, renamed
 from fxquant.ops import shape as shape_ops
 from fxquant.ops.arithmetic import add
 from fxquant.ops.conv import conv2d, conv_transpose2d, linear
@@ -89,7 +89,7 @@ def _tensor(gm: GraphModule, node: Node | None) -> Tensor | None:
 
 
 def _get_attr(gm: GraphModule, before: Node, name: str, value: Tensor) -> Node:
-    attribute = new_attribute(gm, name, value)
+    attribute = register(gm, name, value)
     first = next(n for n in gm.graph.nodes if n.op not in ("placeholder", "get_attr"))
     with gm.graph.inserting_before(first):
         node = gm.graph.get_attr(attribute)

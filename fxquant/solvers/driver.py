@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from tqdm.auto import tqdm
 
 from fxquant.ir import meta
-from fxquant.ir.build import new_attribute
+from fxquant.ir.build import register
 from fxquant.ir.units import Unit
 from fxquant.numerics.types import QParams, QTensor
 from fxquant.ops import Operand
@@ -184,7 +184,7 @@ class _Driver:
         """Give the layer its own bias, rounded to the int32 grid it will have on the device."""
         scale = codes.qparams.scale.double() * float(grid.scale)
         rounded = (torch.round(bias.double() / scale) * scale).float()
-        attribute = new_attribute(self.gm, f"{node.name}_bias", rounded)
+        attribute = register(self.gm, f"{node.name}_bias", rounded)
         with self.gm.graph.inserting_after(weight):
             bias_node = self.gm.graph.get_attr(attribute)
         meta.set_value(bias_node, tuple(rounded.shape), rounded.dtype)

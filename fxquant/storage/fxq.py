@@ -211,7 +211,7 @@ def _decode_meta(record: dict[str, Any], node: Node, tensors: dict[str, Tensor])
     if "float_reason" in record:
         meta.set_float_reason(node, str(record["float_reason"]))
     if record.get("delivers_float") is True:
-        node.meta["delivers_float"] = True
+        meta.set_delivers_float(node)
     modules, kinds = record["provenance"]
     meta.set_provenance(node, Provenance(tuple(map(str, modules)), tuple(map(str, kinds))))
     if "quant" in record:

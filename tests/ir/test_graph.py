@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 from fxquant.config import W8A8
 from fxquant.errors import StageError
 from fxquant.ir import meta
-from fxquant.ir.build import GraphBuilder, new_attribute
+from fxquant.ir.build import GraphBuilder, register
 from fxquant.ir.stages import Stage, verify
 from fxquant.numerics.types import activation_spec
 from fxquant.ops import conv
@@ -75,10 +75,10 @@ def test_builder_registers_a_tensor_once() -> None:
     assert [n.name for n in gm.graph.nodes if n.op == "call_function"] == ["z"]  # y is dead
 
 
-def test_new_attribute_takes_a_free_name() -> None:
+def test_register_takes_a_free_name() -> None:
     gm = fused(BY_NAME["mlp"].make(), *BY_NAME["mlp"].inputs())
-    first = new_attribute(gm, "a.b", torch.ones(1))
-    second = new_attribute(gm, "a.b", torch.zeros(1, dtype=torch.int8))
+    first = register(gm, "a.b", torch.ones(1))
+    second = register(gm, "a.b", torch.zeros(1, dtype=torch.int8))
     assert first == "a_b" and second == "a_b_1"
 
 
