@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,13 +25,14 @@ from fxquant.model import FloatIsland, Quantized, float_islands
 from fxquant.passes.annotate import annotate, range_estimators
 from fxquant.passes.fuse import fuse
 from fxquant.solvers.base import Solver
-from fxquant.solvers.driver import Solved, samples_within, solve
-from fxquant.solvers.round_to_nearest import RoundToNearest
+from fxquant.solvers.driver import MEMORY, Options, Solved, solve
+from fxquant.solvers.round_to_nearest import BiasCorrection, RoundToNearest
+from fxquant.solvers.state import Record
 from fxquant.targets import Target
 from fxquant.version import __version__
 
-SOLVER_MEMORY = 2 << 30
-SOLVER_SAMPLES = 256
+SOLVER_SAMPLES = 1024
+SOLVER_INPUT_BYTES = 1 << 30
 
 
 class Prepared:
@@ -48,12 +50,13 @@ class Prepared:
 
     def __init__(self, graph: GraphModule, config: Config, target: Target | None) -> None:
         self.graph, self.config, self.target = graph, config, target
-        limit = min(SOLVER_SAMPLES, samples_within(graph, SOLVER_MEMORY))
+        limit = min(SOLVER_SAMPLES, max(1, SOLVER_INPUT_BYTES // input_bytes(graph)))
         self.units = units(graph)
         self.batch = fixed_batch(graph)
         self.calibration = Calibration(graph, range_estimators(graph, config), limit)
         self.solved: Solved | None = None
         self.solver_name = ""
+        self.finished: dict[str, Record] = {}
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Observe a batch; returns the float model's output."""
@@ -80,14 +83,27 @@ class Prepared:
         """Operators that will stay in float, with reasons."""
         return float_islands(self.graph)
 
-    def solve(self, solver: Solver | None, seed: int, progress: bool) -> None:
-        """Choose grids, then weights layer by layer."""
-        chosen = RoundToNearest() if solver is None else solver
+    def solve(self, solver: Solver | Sequence[Solver] | None, options: Options) -> None:
+        """Choose grids, then weights unit by unit."""
+        chosen = default_steps(self.config) if solver is None else solver
+        steps = tuple(chosen) if isinstance(chosen, Sequence) else (chosen,)
         self.calibration.set_grids()
         samples = self.calibration.store.stacked()
-        self.solved = solve(self.graph, samples, chosen, self.batch, seed, progress)
-        self.solver_name = repr(chosen)
+        options = replace(options, batch=self.batch)
+        self.solved = solve(self.graph, samples, steps, options, self.finished)
+        self.solver_name = repr(steps)
         verify(self.graph, Stage.CALIBRATED)
+
+
+def input_bytes(gm: GraphModule) -> int:
+    """Bytes of one sample of all network inputs in float32."""
+    shapes = [meta.shape_of(n)[1:] for n in gm.graph.nodes if n.op == "placeholder"]
+    return max(1, sum(4 * torch.Size(shape).numel() for shape in shapes))
+
+
+def default_steps(config: Config) -> tuple[Solver, ...]:
+    """The solvers used when none are named."""
+    return (RoundToNearest(), BiasCorrection())
 
 
 def prepare(
@@ -144,19 +160,21 @@ def _check_parameters(gm: GraphModule) -> None:
 def calibrate(
     prepared: Prepared,
     data: Any,
-    solver: Solver | None = None,
+    solver: Solver | Sequence[Solver] | None = None,
     *,
     progress: bool = True,
     seed: int = 0,
+    memory: int = MEMORY,
 ) -> Prepared:
     """Stream calibration data through the model, then choose grids and weights.
 
     Args:
         prepared: From `prepare`.
         data: A tensor, a DataLoader or any iterable of batches: tensors, tuples, `(x, label)`.
-        solver: Default `RoundToNearest()`.
+        solver: A solver or a tuple of them, applied in order; default: the recipe of the preset.
         progress: Show progress bars on stderr.
         seed: Seed of the solver; the same inputs and seed give the same bytes.
+        memory: Bytes of RAM for cached activations; more go to a temporary file.
 
     Raises:
         CalibrationError: The data is empty, of the wrong shape or not finite.
@@ -171,7 +189,7 @@ def calibrate(
     batches = batches_of(data, inputs)
     for batch in tqdm(batches, "calibrate", total, unit="batch", disable=not progress):
         prepared(*batch)
-    prepared.solve(solver, seed, progress)
+    prepared.solve(solver, Options(seed=seed, memory=memory, progress=progress))
     return prepared
 
 
@@ -192,7 +210,7 @@ def convert(prepared: Prepared) -> Quantized:
                 why="without data the ranges of the activations are unknown",
                 remedy="call fxquant.calibrate(prepared, loader) before convert",
             )
-        prepared.solve(None, 0, progress=False)
+        prepared.solve(None, Options(progress=False))
     assert prepared.solved is not None
     provenance = {
         "fxquant": __version__,
@@ -210,11 +228,12 @@ def quantize(
     data: Any,
     example_inputs: Any = None,
     config: Config = W8A8,
-    solver: Solver | None = None,
+    solver: Solver | Sequence[Solver] | None = None,
     target: Target | None = None,
     *,
     progress: bool = True,
     seed: int = 0,
+    memory: int = MEMORY,
 ) -> Quantized:
     """prepare, calibrate and convert in one call.
 
@@ -227,6 +246,7 @@ def quantize(
         target: As in `prepare`.
         progress: Show progress bars.
         seed: Seed of the solver.
+        memory: As in `calibrate`.
     """
     if example_inputs is None:
         first = data if isinstance(data, Tensor) else next(iter(data), None)
@@ -239,5 +259,5 @@ def quantize(
         tensor = first if isinstance(first, Tensor) else first[0]
         example_inputs = tensor[:1]
     prepared = prepare(model, example_inputs, config, target)
-    calibrate(prepared, data, solver, progress=progress, seed=seed)
+    calibrate(prepared, data, solver, progress=progress, seed=seed, memory=memory)
     return convert(prepared)

@@ -12,11 +12,11 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from fxquant.errors import CalibrationError
 from fxquant.ir import meta
+from fxquant.ir.headroom import with_headroom
 from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator, Statistics
-from fxquant.numerics.requantize import ACCUMULATOR_STEPS, largest_ratio
 from fxquant.numerics.types import QParams, QuantSpec, qparams_from_range
-from fxquant.ops import Grid, Operand
+from fxquant.ops import Grid
 from fxquant.ops.opdef import apply_clamp
 from fxquant.ops.shape import pad
 
@@ -188,21 +188,9 @@ class Calibration:
         constants = [v for v in _padded_values(node) if math.isfinite(v)]
         low, high = min([low, *constants]), max([high, *constants])
         qparams = qparams_from_range(torch.tensor(low), torch.tensor(high), spec)
-        definition = meta.opdef(node)
-        if definition is None or not meta.runs_on_integers(node):
-            return qparams
-        bound = definition.bind(node)
-        summed = [Operand.of(meta.qparams(bound[k])) for k in definition.summed if k in bound]
-        steps = [self.terms.get(node.name, 0.0) / ACCUMULATOR_STEPS]
-        finest = max(steps + [o.scale / largest_ratio(o.span) * 1.0001 for o in summed])
-        if summed and float(qparams.scale) < finest:  # a sum much smaller than its terms
-            return _with_scale(qparams, finest)
-        return qparams
-
-
-def _with_scale(qparams: QParams, scale: float) -> QParams:
-    """A coarser grid with the same proportions: the zero point stays."""
-    return QParams(qparams.spec, torch.tensor(scale, dtype=torch.float32), qparams.zero_point)
+        if node.name in self.terms:
+            meta.set_term(node, self.terms[node.name])
+        return with_headroom(node, qparams)
 
 
 def _padded_values(node: Node) -> Iterator[float]:

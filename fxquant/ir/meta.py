@@ -143,6 +143,16 @@ def static(node: Node, name: str) -> Any:
     return node.kwargs[name]
 
 
+def term(node: Node) -> float:
+    """Largest magnitude a layer's own result had before its residual was added; 0 if unknown."""
+    return node.meta.get("term", 0.0)
+
+
+def set_term(node: Node, value: float) -> None:
+    """Record the largest magnitude of a layer's own term of a sum."""
+    node.meta["term"] = value
+
+
 def set_delivers_float(node: Node) -> None:
     """Mark an integer operator as one whose accumulators become floats."""
     node.meta["delivers_float"] = True

@@ -1,6 +1,30 @@
-"""Solvers: pure functions from a UnitProblem to a UnitSolution."""
+"""Solvers: pure functions from a problem to codes, scales, biases and grids."""
 
-from fxquant.solvers.base import Solver, UnitProblem, UnitSolution
-from fxquant.solvers.round_to_nearest import RoundToNearest
+from fxquant.solvers.base import (
+    Layer,
+    LayerProblem,
+    LayerSolution,
+    LayerSolver,
+    Scope,
+    Solver,
+    UnitProblem,
+    UnitSolution,
+    UnitSolver,
+    ValueProblem,
+)
+from fxquant.solvers.round_to_nearest import BiasCorrection, RoundToNearest
 
-__all__ = ["RoundToNearest", "Solver", "UnitProblem", "UnitSolution"]
+__all__ = [
+    "BiasCorrection",
+    "Layer",
+    "LayerProblem",
+    "LayerSolution",
+    "LayerSolver",
+    "RoundToNearest",
+    "Scope",
+    "Solver",
+    "UnitProblem",
+    "UnitSolution",
+    "UnitSolver",
+    "ValueProblem",
+]

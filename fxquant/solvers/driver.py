@@ -1,31 +1,39 @@
-"""The driver: capture -> solve -> apply, layer by layer. The only place that runs the model.
+"""The driver: capture -> solve -> apply, unit by unit. The only place that runs the model.
 
-Every value is held twice for a bounded set of samples, under the float prefix and under the
-quantized prefix, and dropped after its last use. Solved layers become part of the quantized
-prefix of the layers behind them.
+For every unit the driver holds its inputs under the float and under the quantized prefix and its
+results in float, for all samples (`ActivationMemory`). Steps that work layer by layer see the
+values inside the unit for as many samples as fit the memory. A solved unit becomes part of the
+quantized prefix of the units behind it, and is recorded: an interrupted run continues there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 from tqdm.auto import tqdm
 
+from fxquant.errors import ConfigError
 from fxquant.ir import meta
-from fxquant.ir.build import register
-from fxquant.ir.units import Unit
-from fxquant.numerics.types import QParams, QTensor
-from fxquant.ops import Operand
-from fxquant.ops.qdq import dequantize, quantize
-from fxquant.solvers.base import Layer, Solver, UnitProblem, UnitSolution
+from fxquant.ir.units import Unit, units
+from fxquant.solvers.activations import ActivationMemory
+from fxquant.solvers.base import (
+    LayerSolver,
+    Scope,
+    Solver,
+    UnitProblem,
+    UnitSolver,
+)
+from fxquant.solvers.program import Program, grid_owner
+from fxquant.solvers.state import NetworkState, Record
+from fxquant.solvers.walk import Walk
 
 CHUNK = 16  # samples run at once
+MEMORY = 4 << 30  # bytes of RAM for cached activations
+LAYER_SAMPLES = 256  # for steps that work layer by layer
 
 
 @dataclass(slots=True)
@@ -36,204 +44,243 @@ class Solved:
     losses: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
-def samples_within(gm: GraphModule, budget_bytes: int) -> int:
-    """How many samples the driver can hold, from the peak of live values in the traced shapes."""
-    last_use = _last_uses(gm)
-    live, peak = 0, 1
-    for index, node in enumerate(gm.graph.nodes):
-        if "shape" not in node.meta or node.op in ("get_attr", "output"):
-            continue
-        live += _bytes_per_sample(node)
-        peak = max(peak, live)
-        live -= sum(_bytes_per_sample(n) for n, use in last_use.items() if use == index)
-    return max(1, budget_bytes // (2 * peak))
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run the solvers.
 
+    Attributes:
+        batch: The only number of samples the graph can run at once, None if any will do.
+        seed: Seed of the solvers' randomness.
+        memory: Bytes of RAM for cached activations; more go to disk.
+        progress: Show a progress bar.
+    """
 
-def _bytes_per_sample(node: Node) -> int:
-    shape = node.meta.get("shape", ())
-    return 4 * int(torch.Size(shape).numel()) // max(shape[0] if shape else 1, 1)
-
-
-def _last_uses(gm: GraphModule) -> dict[Node, int]:
-    uses: dict[Node, int] = {}
-    for index, node in enumerate(gm.graph.nodes):
-        for source in node.all_input_nodes:
-            if source.op != "get_attr":
-                uses[source] = index
-    return uses
+    batch: int | None = None
+    seed: int = 0
+    memory: int = MEMORY
+    progress: bool = True
 
 
 @torch.no_grad()
 def solve(
     gm: GraphModule,
     samples: Sequence[Tensor],
-    solver: Solver,
-    batch: int | None = None,
-    seed: int = 0,
-    progress: bool = True,
+    steps: Sequence[Solver],
+    options: Options = Options(),
+    finished: dict[str, Record] | None = None,
 ) -> Solved:
     """Solve every layer of a graph whose values have grids; `gm` becomes CALIBRATED.
 
     Args:
         gm: ANNOTATED graph with activation qparams.
         samples: One `[S, ...]` tensor a network input.
-        solver: The solver.
-        batch: Samples to run at once, if the graph can run no other number.
-        seed: Seed of the solver's randomness.
-        progress: Show a progress bar.
+        steps: The solvers, applied in order.
+        options: How to run them.
+        finished: Units solved before; every unit is added to it as soon as it is solved.
+
+    Raises:
+        ConfigError: There are no steps.
     """
-    if batch is not None:  # an incomplete batch cannot be run
-        samples = [s[: len(s) // batch * batch or len(s)] for s in samples]
-    return _Driver(gm, samples, solver, batch or CHUNK, seed).run(progress)
+    if not steps:
+        raise ConfigError("no solver was given", remedy="pass a solver or a tuple of solvers")
+    if options.batch is not None:  # an incomplete batch cannot be run
+        whole = len(samples[0]) // options.batch * options.batch
+        samples = [s[: whole or len(s)] for s in samples]
+    return _Driver(gm, samples, options, {} if finished is None else finished).run(steps)
+
+
+def passes(steps: Sequence[Solver]) -> list[list[Solver]]:
+    """Steps that go through the network together: all but those on the whole network."""
+    result: list[list[Solver]] = []
+    for step in steps:
+        alone = isinstance(step, UnitSolver) and step.scope is Scope.NETWORK
+        if alone or not result or _is_network(result[-1][-1]):
+            result.append([step])
+        else:
+            result[-1].append(step)
+    return result
+
+
+def _is_network(step: Solver) -> bool:
+    return isinstance(step, UnitSolver) and step.scope is Scope.NETWORK
 
 
 class _Driver:
-    """Runs both prefixes through the graph."""
+    """Runs both prefixes through the graph, once for every group of steps."""
 
     def __init__(
-        self, gm: GraphModule, samples: Sequence[Tensor], solver: Solver, chunk: int, seed: int
+        self,
+        gm: GraphModule,
+        samples: Sequence[Tensor],
+        options: Options,
+        finished: dict[str, Record],
     ) -> None:
-        self.gm, self.solver = gm, solver
-        self.rng = torch.Generator().manual_seed(seed)
-        self.chunks = [s.split(chunk) for s in samples]
-        self.float_values: dict[Node, list[Tensor]] = {}
-        self.quantized_values: dict[Node, list[Tensor]] = {}
-        self.codes: dict[Node, QTensor] = {}
-        self.weights: dict[Node, Tensor] = {}  # dequantized codes
-        self.solved = Solved()
+        self.gm, self.samples, self.options, self.finished = gm, samples, options, finished
+        self.state = NetworkState(gm)
+        self.memory = ActivationMemory(options.memory)
+        self.chunk = options.batch or CHUNK
 
-    def run(self, progress: bool) -> Solved:
-        last_use = _last_uses(self.gm)
-        nodes = list(self.gm.graph.nodes)
-        layers = sum(self._is_layer(n) for n in nodes)
-        inputs = iter(self.chunks)
-        with tqdm(total=layers, desc="solve", unit="layer", disable=not progress) as bar:
-            for index, node in enumerate(nodes):
-                if node.op == "placeholder":
-                    chunks = list(next(inputs))
-                    self.float_values[node] = chunks
-                    self.quantized_values[node] = [self._on_grid(node, c) for c in chunks]
-                elif node.op.startswith("call_"):
-                    self.float_values[node] = self._run(node, self.float_values, False)
-                    if self._is_layer(node):
-                        self._solve_layer(node)
-                        bar.update()
-                    self.quantized_values[node] = self._run(node, self.quantized_values, True)
-                for dead in [n for n, use in last_use.items() if use == index]:
-                    self.float_values.pop(dead, None)
-                    self.quantized_values.pop(dead, None)
-        self._store_codes()
-        return self.solved
+    def run(self, steps: Sequence[Solver]) -> Solved:
+        groups = passes(steps)
+        parts = [self._regions(group) for group in groups]
+        total = sum(len(program.layers) for part in parts for _, program in part)
+        quiet = not self.options.progress
+        with tqdm(total=total, desc="solve", unit="layer", disable=quiet) as bar:
+            for index, (group, regions) in enumerate(zip(groups, parts, strict=True)):
+                self._pass(index, group, regions, bar)
+        self.state.store()
+        return Solved(self.state.notes, self.state.losses)
 
-    def _is_layer(self, node: Node) -> bool:
-        definition = meta.opdef(node)
-        return definition is not None and definition.weighted and meta.runs_on_integers(node)
+    def _regions(self, steps: Sequence[Solver]) -> list[tuple[Unit, Program]]:
+        if _is_network(steps[0]):
+            operators = [n for n in self.gm.graph.nodes if n.op.startswith("call_")]
+            names = tuple(n.name for n in operators)
+            program = Program(self.gm, operators)
+            inputs = tuple(n.name for n in program.inputs)
+            return [(Unit("network", names, inputs, names[-1]), program)] if names else []
+        nodes = self.state.nodes
+        return [(u, Program(self.gm, [nodes[name] for name in u.nodes])) for u in units(self.gm)]
 
-    def _solve_layer(self, node: Node) -> None:
-        definition = meta.opdef(node)
-        assert definition is not None
-        bound = definition.bind(node)
-        weight = meta.tensor_of(self.gm, bound["weight"]).detach()
-        bias = bound.get("bias")
-        quant, spec = meta.quant(node), meta.quant(bound["weight"])
-        assert spec is not None
-        layer = Layer(
-            node,
-            definition,
-            weight,
-            torch.zeros(len(weight)) if bias is None else meta.tensor_of(self.gm, bias).detach(),
-            spec.spec,
-            meta.qparams(bound["x"]),
-            None if quant is None else quant.qparams,
-        )
-        operands = [bound[name] for name in definition.operands if name in bound]
-        problem = UnitProblem(
-            Unit(node.name, (node.name,), tuple(o.name for o in operands), node.name),
-            {node.name: layer},
-            {node.name: list(zip(*(self.float_values[o] for o in operands), strict=True))},
-            {node.name: list(zip(*(self.quantized_values[o] for o in operands), strict=True))},
-        )
-        if spec.qparams is not None:  # a weight shared with a layer solved before
-            codes = self.codes[bound["weight"]]
-            solution = UnitSolution({node.name: codes}, {node.name: layer.bias})
-        else:
-            solution = self.solver.solve(problem, self.rng)
-        self._apply(node, bound, solution)
-
-    def _apply(self, node: Node, bound: dict, solution: UnitSolution) -> None:
-        weight, name = bound["weight"], node.name
-        quantized = solution.weights[name]
-        known = meta.quant(weight)
-        assert known is not None
-        meta.set_quant(weight, replace(known, qparams=quantized.qparams))
-        self.codes[weight] = quantized
-        self.weights[weight] = quantized.dequantize()
-        self._set_bias(node, weight, quantized, solution.biases[name], meta.qparams(bound["x"]))
-        for changed, qparams in solution.activations.items():
-            owner = next(n for n in self.gm.graph.nodes if n.name == changed)
-            value = meta.quant(owner)
-            assert value is not None
-            meta.set_quant(owner, replace(value, qparams=qparams))
-        self.solved.notes.update(solution.notes)
-        if solution.losses:
-            self.solved.losses[name] = solution.losses
-
-    def _set_bias(
-        self, node: Node, weight: Node, codes: QTensor, bias: Tensor, grid: QParams
+    def _pass(
+        self,
+        index: int,
+        steps: Sequence[Solver],
+        regions: Sequence[tuple[Unit, Program]],
+        bar: tqdm,
     ) -> None:
-        """Give the layer its own bias, rounded to the int32 grid it will have on the device."""
-        scale = codes.qparams.scale.double() * float(grid.scale)
-        rounded = (torch.round(bias.double() / scale) * scale).float()
-        attribute = register(self.gm, f"{node.name}_bias", rounded)
-        with self.gm.graph.inserting_after(weight):
-            bias_node = self.gm.graph.get_attr(attribute)
-        meta.set_value(bias_node, tuple(rounded.shape), rounded.dtype)
-        args = list(node.args) + [None] * (3 - len(node.args))
-        args[2] = bias_node
-        node.args = tuple(args)
+        """One group of steps through the whole network."""
+        placeholders = [n for n in self.gm.graph.nodes if n.op == "placeholder"]
+        floats = {n.name: s for n, s in zip(placeholders, self.samples, strict=True)}
+        quantized = dict(floats)
+        solved: set[str] = set()
+        for number, (unit, program) in enumerate(regions):
+            targets = self._advance(program, floats, simulated=False)
+            if program.layers:
+                bar.set_postfix_str(unit.name)
+                key = f"{index}.{number}.{unit.name}"
+                record = self.finished.get(key)
+                if record is None:
+                    seed = self.options.seed * 1_000_003 + index * 10_007 + number
+                    rng = torch.Generator().manual_seed(seed)
+                    record = self._solve(unit, program, steps, floats, quantized, targets, rng,
+                                         frozenset(solved))  # fmt: skip
+                    self.finished[key] = record
+                self.state.apply(record)
+                solved.update(record.weights)
+                bar.update(len(program.layers))
+            last = number == len(regions) - 1
+            results = {} if last else self._advance(program, quantized, simulated=True)
+            self._keep(floats, targets, regions[number + 1 :])
+            self._keep(quantized, results, regions[number + 1 :])
 
-    def _run(self, node: Node, values: dict[Node, list[Tensor]], quantized: bool) -> list[Tensor]:
-        """Run one operator on all samples of one prefix."""
-        results = [self._call(node, values, i, quantized) for i in range(len(self.chunks[0]))]
-        if quantized and meta.float_reason(node) is None:
-            return [self._on_grid(node, r) for r in results]
+    def _advance(
+        self, program: Program, values: dict[str, Tensor], simulated: bool
+    ) -> dict[str, Tensor]:
+        """Run a region on all samples of one prefix."""
+        results: dict[str, Tensor] = {}
+        hooks = (self.state.parameters, self.state.on_grid) if simulated else (None, None)
+        for start in range(0, len(self.samples[0]), self.chunk):
+            rows = slice(start, start + self.chunk)
+            inputs = {n.name: values[n.name][rows] for n in program.inputs}
+            for name, chunk in program.run(inputs, *hooks).items():
+                if name not in results:
+                    per_sample = chunk.shape[0] // len(next(iter(inputs.values())))
+                    shape = (len(self.samples[0]) * per_sample, *chunk.shape[1:])
+                    results[name] = self.memory.allocate(shape)
+                scaled = len(results[name]) // len(self.samples[0])
+                results[name][start * scaled : start * scaled + len(chunk)] = chunk
         return results
 
-    def _call(
-        self, node: Node, values: dict[Node, list[Tensor]], i: int, quantized: bool
-    ) -> Tensor:
-        integer = meta.float_reason(node) is None
+    def _keep(
+        self,
+        values: dict[str, Tensor],
+        results: dict[str, Tensor],
+        rest: Sequence[tuple[Unit, Program]],
+    ) -> None:
+        """Add a region's results, drop what nobody reads any more."""
+        values.update(results)
+        needed = {n.name for _, program in rest for n in program.inputs}
+        for name in [n for n in values if n not in needed]:
+            self.memory.free(values.pop(name))
 
-        def operand(n: Node) -> Tensor:
-            if n.op == "get_attr":
-                solved = self.weights.get(n) if quantized else None
-                return meta.tensor_of(self.gm, n) if solved is None else solved
-            value = values[n][i]
-            produced_float = n.op != "placeholder" and meta.float_reason(n) is not None
-            return self._on_grid(n, value) if quantized and integer and produced_float else value
+    def _solve(
+        self,
+        unit: Unit,
+        program: Program,
+        steps: Sequence[Solver],
+        floats: dict[str, Tensor],
+        quantized: dict[str, Tensor],
+        targets: dict[str, Tensor],
+        rng: torch.Generator,
+        solved: frozenset[str],
+    ) -> Record:
+        """All steps on one unit."""
+        record = Record()
+        for layerwise, group in _runs(steps):
+            if layerwise:
+                inside = self._interior_samples(program)
+                walk = Walk(self.state, program, solved, self.chunk, inside)
+                walk.run([s for s in group if isinstance(s, LayerSolver)], floats, quantized, rng,
+                         record)  # fmt: skip
+                continue
+            for step in group:
+                assert isinstance(step, UnitSolver)
+                problem = self._problem(unit, program, floats, quantized, targets, solved)
+                solution = step.solve_unit(problem, rng)
+                record.weights.update(solution.weights)
+                record.biases.update(solution.biases)
+                record.grids.update(solution.grids)
+                record.notes.update(solution.notes)
+                record.losses[unit.name] = solution.losses
+                self.state.apply(record)
+        return record
 
-        args, kwargs = map_arg(node.args, operand), map_arg(node.kwargs, operand)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        function: Any = node.target
-        return function(*args, **kwargs)
+    def _interior_samples(self, program: Program) -> int:
+        """How many samples of a unit's inner values fit the memory, under both prefixes."""
+        inside = sum(_bytes_per_sample(n) for n in (*program.nodes, *program.inputs))
+        free = max(self.options.memory - self.memory.used, self.options.memory // 4)
+        fitting = free // max(2 * inside, 1) // self.chunk * self.chunk
+        return min(len(self.samples[0]), LAYER_SAMPLES, max(fitting, self.chunk))
 
-    @staticmethod
-    def _on_grid(node: Node, value: Tensor) -> Tensor:
-        quant = meta.quant(node)
-        if quant is None or quant.qparams is None:
-            return value
-        grid = Operand.of(quant.qparams)
-        codes = quantize(value, scale=grid.scale, zero_point=grid.zero_point,
-                         qmin=grid.qmin, qmax=grid.qmax)  # fmt: skip
-        return dequantize(codes, scale=grid.scale, zero_point=grid.zero_point)
+    def _problem(
+        self,
+        unit: Unit,
+        program: Program,
+        floats: dict[str, Tensor],
+        quantized: dict[str, Tensor],
+        targets: dict[str, Tensor],
+        solved: frozenset[str],
+    ) -> UnitProblem:
+        gridded = [n for n in program.nodes if meta.quant(n) is not None]
+        own = {n.name: meta.qparams(n) for n in gridded if grid_owner(n) is n}
+        shared = [grid_owner(n) for n in (*gridded, *program.inputs) if meta.quant(n) is not None]
+        fixed = {n.name: meta.qparams(n) for n in shared if n.name not in own}
+        names = [n.name for n in program.inputs]
+        return UnitProblem(
+            unit,
+            program,
+            {n.name: self.state.layer(n, solved) for n in program.layers},
+            own,
+            {name: self.state.finest(name) for name in own},
+            fixed,
+            {name: floats[name] for name in names},
+            {name: quantized[name] for name in names},
+            targets,
+            self.options.batch,
+        )
 
-    def _store_codes(self) -> None:
-        """Weights become their integer codes: the graph is CALIBRATED."""
-        for node, quantized in self.codes.items():
-            name = str(node.target)
-            delattr(self.gm, name)
-            self.gm.register_buffer(name, quantized.codes)
-            meta.set_value(node, tuple(quantized.codes.shape), torch.int8)
-        self.gm.graph.eliminate_dead_code()
-        self.gm.recompile()
+
+def _runs(steps: Sequence[Solver]) -> Iterator[tuple[bool, list[Solver]]]:
+    """Neighbouring steps of a kind: whether they work layer by layer, and the steps."""
+    group: list[Solver] = []
+    for step in steps:
+        if group and isinstance(step, LayerSolver) != isinstance(group[-1], LayerSolver):
+            yield isinstance(group[-1], LayerSolver), group
+            group = []
+        group.append(step)
+    yield isinstance(group[-1], LayerSolver), group
+
+
+def _bytes_per_sample(node: Node) -> int:
+    shape = node.meta.get("shape", ())
+    return 4 * int(torch.Size(shape).numel()) // max(shape[0] if shape else 1, 1)

@@ -1,4 +1,4 @@
-"""Round to nearest with sequential bias correction: the default at 8 bits.
+"""Round to nearest with sequential bias correction.
 
 Problem: rounding weights and inputs shifts the mean of every output channel; the shifts add up
 over the layers, most of all in depthwise networks.
@@ -17,65 +17,60 @@ Symbols: w_q -> codes * scale, b' -> bias, E -> mean over samples and positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fxquant.numerics.types import QTensor
-from fxquant.ops.conv import linear
-from fxquant.solvers.base import Layer, UnitProblem, UnitSolution
+from fxquant.solvers.base import LayerProblem, LayerSolution, LayerSolver
 from fxquant.solvers.scale_search import floor_scale, max_scale, round_to_grid, search_scale
-
-Chunks = Sequence[Sequence[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
-class RoundToNearest:
+class RoundToNearest(LayerSolver):
     """See the module docstring.
 
     Attributes:
-        bias_correction: Correct the channel means.
+        scale: "max" covers every weight, "mse" has the least squared rounding error; None takes
+            the scales as they are (by default "max" at 8 bits, "mse" below).
     """
 
-    bias_correction: bool = True
+    scale: Literal["max", "mse"] | None = None
 
-    def solve(self, problem: UnitProblem, rng: torch.Generator) -> UnitSolution:
-        """See Solver."""
-        weights: dict[str, QTensor] = {}
-        biases: dict[str, Tensor] = {}
-        notes: dict[str, str] = {}
-        for name, layer in problem.layers.items():
-            quantized, raised = quantize_weight(layer)
-            weights[name], biases[name] = quantized, layer.bias
-            if raised:
-                notes[name] = (
-                    f"weight scale of {raised} channel(s) raised to keep the bias in int32"
-                )
-            if self.bias_correction:
-                shift = _mean_shift(layer, quantized, problem.float_inputs[name],
-                                    problem.quantized_inputs[name])  # fmt: skip
-                biases[name] = layer.bias + shift
-        return UnitSolution(weights, biases, notes=notes)
+    def solve_layer(self, problem: LayerProblem, rng: torch.Generator) -> LayerSolution:
+        """See LayerSolver."""
+        layer = problem.layer
+        if layer.frozen:
+            return LayerSolution(layer.start, layer.start_bias)
+        scale = layer.start.qparams.scale.double()
+        if self.scale is not None:
+            search = {"max": max_scale, "mse": search_scale}[self.scale]
+            wanted = search(layer.weight, layer.weight_spec)
+            scale, _ = floor_scale(wanted, layer.bias, layer.input, layer.output)
+        weight = round_to_grid(layer.weight, scale, layer.weight_spec)
+        return LayerSolution(weight, layer.start_bias)
 
 
-def quantize_weight(layer: Layer) -> tuple[QTensor, int]:
-    """Round a layer's weight on its best scales; how many scales were raised."""
-    spec = layer.weight_spec
-    search = max_scale if spec.dtype.bits == 8 else search_scale
-    scale, raised = floor_scale(search(layer.weight, spec), layer.bias, layer.input, layer.output)
-    return round_to_grid(layer.weight, scale, spec), raised
+@dataclass(frozen=True, slots=True)
+class BiasCorrection(LayerSolver):
+    """The second equation of the module docstring; leaves the codes as they are."""
+
+    def solve_layer(self, problem: LayerProblem, rng: torch.Generator) -> LayerSolution:
+        """See LayerSolver."""
+        layer = problem.layer
+        return LayerSolution(layer.start, layer.bias + mean_shift(problem, layer.start))
 
 
-def _mean_shift(layer: Layer, weight: QTensor, floats: Chunks, quantized: Chunks) -> Tensor:
-    """`E[float output - quantized output]` per channel, `[O]`."""
-    rounded = weight.dequantize()
-    axis = -1 if layer.node.target is linear else 1
-    total, count = torch.zeros(len(layer.bias), dtype=torch.float64), 0
-    for x, x_q in zip(floats, quantized, strict=True):
+def mean_shift(problem: LayerProblem, weight: QTensor) -> Tensor:
+    """`E[float output - quantized output]` per channel without bias change, `[O]`."""
+    layer, rounded = problem.layer, weight.dequantize()
+    total = torch.zeros(len(layer.bias), dtype=torch.float64, device=rounded.device)
+    count = 0
+    for x, x_q in zip(problem.float_operands, problem.quantized_operands, strict=True):
         difference = layer.run(x, layer.weight, layer.bias) - layer.run(x_q, rounded, layer.bias)
-        channels_last = difference.movedim(axis, -1)
+        channels_last = difference.movedim(layer.channel_axis, -1)
         total += channels_last.reshape(-1, channels_last.shape[-1]).sum(0, dtype=torch.float64)
         count += channels_last.numel() // channels_last.shape[-1]
     return (total / max(count, 1)).float()

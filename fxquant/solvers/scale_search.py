@@ -41,6 +41,11 @@ def search_scale(weight: Tensor, spec: QuantSpec, steps: int = 80, smallest: flo
     return best
 
 
+def start_scale(weight: Tensor, spec: QuantSpec) -> Tensor:
+    """Scales to start from: covering at 8 bits, of least squared error below; float64 `[O]`."""
+    return max_scale(weight, spec) if spec.dtype.bits == 8 else search_scale(weight, spec)
+
+
 def floor_scale(
     scale: Tensor, bias: Tensor, input: QParams, output: QParams | None
 ) -> tuple[Tensor, int]:

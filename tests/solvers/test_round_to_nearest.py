@@ -10,7 +10,7 @@ from torch import nn
 import fxquant
 from fxquant.numerics.requantize import SMALLEST_MULTIPLIER
 from fxquant.numerics.types import QParams, activation_spec, weight_spec
-from fxquant.solvers import RoundToNearest
+from fxquant.solvers import BiasCorrection, RoundToNearest
 from fxquant.solvers.scale_search import floor_scale, max_scale, round_to_grid, search_scale
 from tests.graphs import fused, ops_of
 
@@ -88,7 +88,7 @@ def test_bias_correction_removes_the_mean_error(bits: int) -> None:
     config = fxquant.Config(default=fxquant.OpConfig(bits, 8))
 
     def mean_error(correct: bool) -> float:
-        solver = RoundToNearest(bias_correction=correct)
+        solver = (RoundToNearest(), BiasCorrection()) if correct else RoundToNearest()
         quantized = fxquant.quantize(model, [x], config=config, solver=solver, progress=False)
         with torch.no_grad():
             return float((quantized(x) - model(x)).mean((0, 2, 3)).abs().max())
@@ -121,9 +121,10 @@ def test_shared_module_gets_one_weight_and_own_biases() -> None:
         assert float((quantized.reference(x) - model(x)).abs().max()) < 0.05
 
 
-def test_default_solver_is_round_to_nearest() -> None:
+def test_default_solver_at_8_bits() -> None:
     x = torch.randn(4, 3, 12, 12)
     a = fxquant.quantize(depthwise_chain(), [x], progress=False)
-    b = fxquant.quantize(depthwise_chain(), [x], solver=RoundToNearest(), progress=False)
+    b = fxquant.quantize(depthwise_chain(), [x], solver=(RoundToNearest(), BiasCorrection()),
+                         progress=False)  # fmt: skip
     assert torch.equal(a.reference(x), b.reference(x))
     assert F.mse_loss(a(x), depthwise_chain()(x)).item() < 1e-3

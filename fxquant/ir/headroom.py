@@ -1,0 +1,38 @@
+"""Room for sums: how fine the grid of a value may be without its terms saturating."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from fxquant.ir import meta
+from fxquant.numerics.requantize import ACCUMULATOR_STEPS, largest_ratio
+from fxquant.numerics.types import QParams
+from fxquant.ops import Operand
+
+_MARGIN = 1.0001  # scales are float32
+
+
+def finest_scale(node: Node) -> float:
+    """Smallest scale of an integer operator's result, 0 if any will do.
+
+    Terms of a sum are added on the grid of the result before the one rounding: each operand, and
+    the accumulators of a layer with a residual (`meta.term`), must fit it although they may cancel.
+    """
+    definition = meta.opdef(node)
+    if definition is None or not meta.runs_on_integers(node):
+        return 0.0
+    bound = definition.bind(node)
+    summed = [Operand.of(meta.qparams(bound[k])) for k in definition.summed if k in bound]
+    if not summed:
+        return 0.0
+    own = meta.term(node) / ACCUMULATOR_STEPS
+    return max([own] + [o.scale / largest_ratio(o.span) * _MARGIN for o in summed])
+
+
+def with_headroom(node: Node, qparams: QParams) -> QParams:
+    """The grid, coarsened to `finest_scale` if it is finer; the zero point stays."""
+    finest = finest_scale(node)
+    if float(qparams.scale) >= finest:
+        return qparams
+    return QParams(qparams.spec, torch.tensor(finest, dtype=torch.float32), qparams.zero_point)

@@ -1,0 +1,68 @@
+"""Memory for cached activations: RAM up to a limit, files mapped into memory beyond it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from math import prod
+
+import torch
+from torch import Tensor
+
+from fxquant.errors import CalibrationError
+
+_RESERVE = 64 << 20  # bytes left free on the disk
+
+
+class ActivationMemory:
+    """Allocates float32 tensors; those that do not fit the limit live in a temporary file.
+
+    The file has no name and vanishes with its tensor, even if the process is killed.
+
+    Args:
+        limit: Bytes of RAM to use.
+
+    Attributes:
+        used: Bytes of RAM in use.
+        spilled: Bytes on disk over the whole life.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used, self.spilled = limit, 0, 0
+        self._in_ram: dict[int, int] = {}  # data pointer -> bytes
+
+    def allocate(self, shape: tuple[int, ...]) -> Tensor:
+        """An uninitialized float32 tensor.
+
+        Raises:
+            CalibrationError: It fits neither the limit nor the disk.
+        """
+        size = 4 * prod(shape)
+        if self.used + size > self.limit:
+            return self._on_disk(shape, size)
+        tensor = torch.empty(shape)
+        self.used += size
+        self._in_ram[tensor.data_ptr()] = size
+        return tensor
+
+    def free(self, tensor: Tensor) -> None:
+        """Give back the memory of a tensor that is not needed any more."""
+        self.used -= self._in_ram.pop(tensor.data_ptr(), 0)
+
+    def _on_disk(self, shape: tuple[int, ...], size: int) -> Tensor:
+        directory = tempfile.gettempdir()
+        available = shutil.disk_usage(directory).free
+        if size + _RESERVE > available:
+            raise CalibrationError(
+                f"no room for {size >> 20} MiB of activations",
+                where=directory,
+                why=f"{self.limit >> 20} MiB of memory are taken, {available >> 20} MiB of disk "
+                "are free",
+                remedy="use fewer calibration images, raise `memory`, or set TMPDIR to a larger "
+                "disk",
+            )
+        self.spilled += size
+        with tempfile.NamedTemporaryFile(prefix="fxquant-") as file:
+            file.truncate(size)
+            mapped = torch.from_file(file.name, shared=True, size=prod(shape), dtype=torch.float32)
+        return mapped.view(shape)
