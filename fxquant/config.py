@@ -17,6 +17,8 @@ from fxquant.errors import ConfigError
 from fxquant.numerics.ranges import MinMax, Mse, RangeEstimator
 
 OpType = type[nn.Module] | str
+WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
+ACTIVATION_BITS = (*WEIGHT_BITS, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class OpConfig:
 
     Attributes:
         weight_bits: 2..8.
-        activation_bits: Bits of the operator's result, 2..8.
+        activation_bits: Bits of the operator's result, 2..8 or 16.
         activation_range: How the result's range is chosen.
     """
 
@@ -34,12 +36,15 @@ class OpConfig:
     activation_range: RangeEstimator = Mse()
 
     def __post_init__(self) -> None:
-        for name, bits in (("weight", self.weight_bits), ("activation", self.activation_bits)):
-            if bits not in range(2, 9):
+        for name, bits, allowed, choice in (
+            ("weight", self.weight_bits, WEIGHT_BITS, "2..8"),
+            ("activation", self.activation_bits, ACTIVATION_BITS, "2..8 or 16"),
+        ):
+            if bits not in allowed:
                 raise ConfigError(
                     f"{name}_bits={bits} is not supported",
-                    why="integer kernels work on 2..8-bit codes",
-                    remedy="choose 2..8, or None for the operator to leave it in float",
+                    why=f"integer kernels work on {name}s of {choice} bits",
+                    remedy=f"choose {choice}, or None for the operator to leave it in float",
                 )
 
 
@@ -89,11 +94,11 @@ class Config:
 
 
 def preset(weight_bits: int, activation_bits: int) -> Config:
-    """W{weight_bits}A{activation_bits}; below 8 bits the first and last layer stay at 8."""
+    """W{weight_bits}A{activation_bits}; the first and last layer have 8 bits at least."""
     low = min(weight_bits, activation_bits) < 8
     return Config(
         default=OpConfig(weight_bits, activation_bits),
-        first_last=OpConfig(8, 8) if low else None,
+        first_last=OpConfig(8, max(8, activation_bits)) if low else None,
     )
 
 

@@ -120,7 +120,11 @@ def check_per_operator(quantized: Quantized, inputs: Sequence[Tensor], max_lsb: 
                 return value
             return QTensor(value, meta.qparams(node)).dequantize()
         value = trace.values.get(node.name)
-        if value is None or value.dtype != torch.uint8 or meta.float_reason(node) is not None:
+        if (
+            value is None
+            or value.dtype not in (torch.uint8, torch.uint16)
+            or meta.float_reason(node) is not None
+        ):
             value = trace.values[f"{node.name}_quantize"]
         grid = Operand.of(meta.qparams(node))
         return (value.float() - grid.zero_point) * torch.tensor(grid.scale)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fxquant.config import Config, OpConfig
 from tests.zoo import randomize_batch_norm
 
 LARGEST = 3000  # elements of a value
@@ -199,3 +200,22 @@ def networks(draw: st.DrawFn, steps: int = 5) -> tuple[RandomNet, Tensor]:
     head = nn.Sequential(nn.Flatten(), nn.Linear(values[-1][0].numel(), 4))
     program.append(Step(head, (len(values) - 1,)))
     return RandomNet(program).eval(), x
+
+
+@st.composite
+def mixed_networks(draw: st.DrawFn, steps: int = 4) -> tuple[RandomNet, Tensor, Config]:
+    """A network, inputs, and 16-bit activations for it with some operators at fewer bits."""
+    model, x = draw(networks(steps))
+    head = len(model.layers) - 1  # delivers floats, so that its rule matches and changes no grid
+    layers = {*draw(st.sets(st.integers(0, head), max_size=3)), head}
+    narrow = OpConfig(draw(st.integers(2, 8)), draw(st.sampled_from((4, 8))))
+    names = "|".join(map(str, sorted(layers)))
+    return (
+        model,
+        x,
+        Config(
+            default=OpConfig(draw(st.integers(2, 8)), 16),
+            first_last=draw(st.sampled_from((None, OpConfig(8, 8)))),
+            patterns={rf"layers\.({names})(\..*)?": narrow},
+        ),
+    )

@@ -8,15 +8,33 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxquant.numerics.requantize import MAX_SHIFT, MIN_SHIFT
+from fxquant.numerics.width import Width, width_of
 
-INT32 = st.integers(-(1 << 31), (1 << 31) - 1)
-MULTIPLIER = st.integers(1 << 14, (1 << 15) - 1)
-SHIFT = st.integers(MIN_SHIFT, MAX_SHIFT)
 ZERO_POINT = st.integers(0, 255)
 BITS = st.integers(2, 8)
 SIZE = st.sampled_from((1, 2, 3, 4, 5, 7, 15, 16, 17))
 SEED = st.integers(0, 1 << 20)
+
+
+def accumulators(width: Width) -> st.SearchStrategy[int]:
+    """Accumulators of operators that read codes of a width."""
+    return st.integers(-width.largest_accumulator - 1, width.largest_accumulator)
+
+
+def multipliers(width: Width) -> st.SearchStrategy[int]:
+    """m."""
+    top = 1 << width.multiplier_bits
+    return st.integers(top // 2, top - 1)
+
+
+def shifts(width: Width) -> st.SearchStrategy[int]:
+    """s."""
+    return st.integers(width.min_shift, width.max_shift)
+
+
+def zero_points(width: Width) -> st.SearchStrategy[int]:
+    """Zero points of codes of the full width."""
+    return st.integers(0, (1 << width.bits) - 1)
 
 
 @st.composite
@@ -38,9 +56,10 @@ class Codes:
 
 
 def random_codes(shape: tuple[int, ...], seed: int, qmax: int = 255) -> Tensor:
-    """uint8 codes in `[0, qmax]`, both ends present where there is room."""
+    """Codes in `[0, qmax]`, both ends present where there is room."""
     rng = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, qmax + 1, shape, generator=rng, dtype=torch.uint8)
+    dtype = width_of(qmax.bit_length()).codes
+    codes = torch.randint(0, qmax + 1, shape, generator=rng, dtype=dtype)
     flat = codes.view(-1)
     if flat.numel() >= 2:
         flat[0], flat[-1] = 0, qmax

@@ -7,20 +7,16 @@ passes without the fault, so the fault is what it finds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 
 import pytest
 import torch
 from torch import Tensor
 
 from fxquant.numerics import reference
-from fxquant.numerics.requantize import (
-    FRACTION_BITS,
-    INT16_MAX,
-    INT16_MIN,
-    scale_accumulator,
-    to_codes,
-)
-from fxquant.ops import qdq
+from fxquant.numerics.requantize import Requant, scale_accumulator, to_codes
+from fxquant.numerics.width import WIDTH_8, WIDTH_16, Width
+from fxquant.ops import conv, qdq
 from fxquant.ops.opdef import Operand
 from fxquant.passes import fuse
 from tests.graphs import check_frontend, quantize_model
@@ -33,41 +29,49 @@ from tests.ops.test_conv import test_linear as check_linear
 from tests.ops.test_elementwise import test_add_and_mul as check_add_and_mul
 from tests.ops.test_elementwise import test_concat as check_concat
 from tests.ops.test_pool import test_adaptive_avg_pool as check_avg_pool
+from tests.ops.test_wide import test_linear_beyond_int32 as check_wide_linear
 from tests.passes.test_lowering import check_budget
+from tests.wide_nets import CONFIGS
 from tests.zoo import BY_NAME
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
-def without_half(acc: Tensor, multiplier, shift) -> Tensor:
+def without_half(acc: Tensor, multiplier, shift, width: Width = WIDTH_8) -> Tensor:
     """scale_accumulator without its first rounding half."""
     shift = torch.as_tensor(shift, dtype=torch.int64)
     shifted = (acc << (-shift).clamp(min=0)) >> shift.clamp(min=0)
-    t = shifted.clamp(INT16_MIN, INT16_MAX)
-    return (t * torch.as_tensor(multiplier, dtype=torch.int64) + (1 << 14)) >> 15
+    t = shifted.clamp(width.word_min, width.word_max)
+    half = 1 << (width.multiplier_bits - 1)
+    return (t * torch.as_tensor(multiplier, dtype=torch.int64) + half) >> width.multiplier_bits
 
 
-def truncated(scaled: Tensor, zero_point: int, qmin: int, qmax: int) -> Tensor:
+def truncated(
+    scaled: Tensor, zero_point: int, qmin: int, qmax: int, width: Width = WIDTH_8
+) -> Tensor:
     """to_codes without its rounding half."""
-    codes = (scaled + (zero_point << FRACTION_BITS)) >> FRACTION_BITS
-    return codes.clamp(qmin, qmax).to(torch.uint8)
+    codes = (scaled + (zero_point << width.fraction_bits)) >> width.fraction_bits
+    return codes.clamp(qmin, qmax).to(width.codes)
 
 
-def test_dropped_rounding_half_of_the_shift() -> None:
-    check_ties()
+@pytest.mark.parametrize("width", [WIDTH_8, WIDTH_16], ids=lambda w: f"u{w.bits}")
+def test_dropped_rounding_half_of_the_shift(width: Width) -> None:
+    check_ties(width=width)
     with pytest.raises(AssertionError):
-        check_ties(without_half)
+        check_ties(without_half, width)
 
 
-def test_dropped_rounding_half_of_the_code() -> None:
-    check_rounding_error()
+@pytest.mark.parametrize("width", [WIDTH_8, WIDTH_16], ids=lambda w: f"u{w.bits}")
+def test_dropped_rounding_half_of_the_code(width: Width) -> None:
+    check_rounding_error(width=width)
     with pytest.raises(AssertionError):
-        check_rounding_error(scale_accumulator, truncated)
+        check_rounding_error(scale_accumulator, truncated, width)
 
 
 def changed(function: Callable[..., Tensor], **changes: Callable) -> Callable[..., Tensor]:
     """The function with some keyword arguments replaced by a function of their value."""
 
+    @wraps(function)
     def wrong(*args, **kwargs):
         return function(*args, **{k: changes[k](v) if k in changes else v
                                   for k, v in kwargs.items()})  # fmt: skip
@@ -110,6 +114,46 @@ def swap_operands(m: pytest.MonkeyPatch) -> None:
     m.setattr(reference, "add", changed(right, zero_points=lambda z: z[::-1]))
 
 
+def check_wide() -> None:
+    """A 16-bit network beside 8-bit values, per operator."""
+    entry, config = CONFIGS["8-bit layers between 16-bit ones"]
+    check_budget(entry, quantize_model(entry.make(), entry.inputs(), config))
+
+
+def narrow_multiplier(m: pytest.MonkeyPatch) -> None:
+    """Results of 16 bits from multipliers with 15 significant bits only."""
+    right = conv.requant_from_real
+
+    def coarse(real: Tensor, where: str = "", width: Width = WIDTH_8) -> Requant:
+        requant = right(real, where, width)
+        kept = requant.multiplier >> (width.multiplier_bits - 15)
+        return Requant(kept << (width.multiplier_bits - 15), requant.shift, width)
+
+    m.setattr(conv, "requant_from_real", coarse)
+
+
+def wrap_accumulators(m: pytest.MonkeyPatch) -> None:
+    """Accumulators of 16-bit codes in int32."""
+    right = reference.linear_accumulate
+
+    @wraps(right)
+    def wrapped(*args, **kwargs):
+        return right(*args, **kwargs).to(torch.int32).to(torch.int64)
+
+    m.setattr(reference, "linear_accumulate", wrapped)
+
+
+def drop_low_byte(m: pytest.MonkeyPatch) -> None:
+    """Tables of 65,536 codes read as if the index had 8 bits."""
+    right = reference.lookup
+
+    @wraps(right)
+    def coarse(x: Tensor, table: Tensor) -> Tensor:
+        return right(x.to(torch.int64) & -256 if table.shape[-1] > 256 else x, table)
+
+    m.setattr(reference, "lookup", coarse)
+
+
 def assert_frontend(name: str) -> None:
     check_frontend(BY_NAME[name].make(), BY_NAME[name].inputs())
 
@@ -149,6 +193,9 @@ FAULTS: dict[str, tuple[Patch, Callable[[], None]]] = {
         lambda m: m.setattr(fuse, "_batch_norm_affine", lambda gm, node, f=fuse._batch_norm_affine:
                             (f(gm, node)[0], f(gm, node)[1] * 0)),
         lambda: assert_frontend("residual")),
+    "wide_multiplier_too_narrow": (narrow_multiplier, check_wide),
+    "wide_accumulator_wraps": (wrap_accumulators, check_wide_linear),
+    "wide_table_read_by_the_high_byte": (drop_low_byte, check_wide),
     "integer_graph_shift": (
         lambda m: m.setattr(reference, "linear_accumulate", changed(
             reference.linear_accumulate, input_zero_point=lambda z: z + 1)),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fxquant.config import Config, OpConfig
 from tests.graphs import check_frontend, check_per_operator, quantize_model, tensors
-from tests.random_graphs import RandomNet, networks
+from tests.random_graphs import RandomNet, mixed_networks, networks
 
 END_TO_END = 0.05
 
@@ -35,6 +35,13 @@ def test_integers_follow_the_simulator(case: tuple[RandomNet, Tensor]) -> None:
     for simulated, integer in pairs:
         largest = max(float(simulated.abs().max()), 1e-3)
         assert float((simulated - integer).abs().max()) <= END_TO_END * largest
+
+
+@given(mixed_networks())
+@settings(max_examples=10)
+def test_mixed_widths_follow_the_simulator(case: tuple[RandomNet, Tensor, Config]) -> None:
+    model, x, config = case
+    check_per_operator(quantize_model(model, [x], config), [x])
 
 
 @given(networks(steps=3))

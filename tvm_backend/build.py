@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fxquant.errors import TargetError
 from tvm_backend.call import Value
 from tvm_backend.devices import llvm_target
@@ -89,7 +91,7 @@ def _module(program: Program, progress: Callable[[str], None]) -> Any:
         name: relax.Var(name, _tensor_type(program.values[name])) for name in program.inputs
     }
     held: dict[str, Any] = dict(parameters)
-    held.update((name, relax.const(array)) for name, array in program.constants.items())
+    held.update((name, _constant(array)) for name, array in program.constants.items())
     with builder.function("main", list(parameters.values())):
         with builder.dataflow():
             for step in program.steps:
@@ -108,10 +110,15 @@ def _tensor_type(value: Value) -> Any:
     return relax.TensorType((value.storage.size,), value.storage.dtype)
 
 
+def _constant(array: np.ndarray) -> Any:
+    """A constant of the array's own type: Relax would make int32 of int64."""
+    return relax.const(array, str(array.dtype))
+
+
 def _kernel_call(step: Step, kernels: dict[str, Any], held: dict[str, Any]) -> Any:
     kernel = step.kernel
     arguments = [held[name] for name in step.inputs]
-    arguments += [relax.const(array) for array in kernel.constants]
+    arguments += [_constant(array) for array in kernel.constants]
     result = relax.TensorType((kernel.output.size,), kernel.output.dtype)
     return relax.call_tir(kernels[kernel.name], relax.Tuple(arguments), result)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fxquant.targets import Target
 from tvm_backend.kernel import Kernel
-from tvm_backend.layout import Flat, Image, Storage
+from tvm_backend.layout import Flat, Image, Storage, code_offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,11 @@ class Value:
                 raise ValueError(f"rank {len(index)} is no image")
 
     @property
+    def offset(self) -> int:
+        """What is added to a code to get the stored value."""
+        return code_offset(self.storage.dtype)
+
+    @property
     def image(self) -> Image:
         """The storage of a value known to be an Image."""
         if not isinstance(self.storage, Image):
@@ -74,11 +79,6 @@ class Call:
     numbers: Mapping[str, Any]
     output: Value
     target: Target
-
-    @property
-    def offset(self) -> int:
-        """What is added to a uint8 code to get the stored value."""
-        return self.target.mac.offset
 
 
 # A chain: every kernel after the first takes the one before as its first input.

@@ -5,6 +5,9 @@ a halo around every image (written by the producer with the value's zero point, 
 convolutions need no padding pass) and channels padded to a multiple of `CHANNEL_MULTIPLE`. The
 contents of padding channels are undefined; kernels multiply them by zero weights or ignore them.
 Everything else is `Flat`: row-major in torch's axis order.
+
+Codes of 8 bits are stored as uint8, or as int8 where the target multiplies signed bytes; codes of
+16 bits as int16 everywhere. What is stored is `code + code_offset(dtype)`.
 """
 
 from __future__ import annotations
@@ -13,11 +16,25 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from fxquant.numerics.width import WIDTH_8, WIDTH_16, Width
+
 CHANNEL_MULTIPLE = 16
 INPUT_CHANNEL_MULTIPLE = 4  # of the quantized network input: 3 -> 4 instead of 16
 
 Halo = tuple[int, int, int, int]  # top, bottom, left, right
 NO_HALO: Halo = (0, 0, 0, 0)
+
+_CODE_OFFSETS = {"uint8": 0, "int8": -(1 << 7), "int16": -(1 << 15)}
+
+
+def code_offset(dtype: str) -> int:
+    """What is added to a code to get the value stored as `dtype`; 0 for what holds no codes."""
+    return _CODE_OFFSETS.get(dtype, 0)
+
+
+def code_width(dtype: str) -> Width:
+    """Width of codes stored as `dtype`."""
+    return WIDTH_16 if dtype == "int16" else WIDTH_8
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -36,7 +53,7 @@ class Image:
         c: Channels that carry values.
         channels: Stored channels, `>= c`.
         halo: Rows and columns around each image: top, bottom, left, right.
-        dtype: uint8, int8, int32 or float32.
+        dtype: uint8, int8 or int16 codes, int32 or int64 accumulators, or float32.
     """
 
     n: int

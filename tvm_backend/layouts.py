@@ -17,6 +17,7 @@ from fxquant.errors import StageError
 from fxquant.numerics import reference
 from fxquant.targets import Target
 from tvm_backend.call import Value
+from tvm_backend.emit.table import ACCUMULATES
 from tvm_backend.graph_view import bind, dtype_of, shape_of
 from tvm_backend.layout import (
     CHANNEL_MULTIPLE,
@@ -25,6 +26,7 @@ from tvm_backend.layout import (
     Flat,
     Halo,
     Storage,
+    code_offset,
     image,
 )
 
@@ -34,6 +36,7 @@ _NAMES = {
     torch.int32: "int32",
     torch.int64: "int64",
     torch.uint8: "uint8",
+    torch.uint16: "uint16",
 }
 
 
@@ -47,7 +50,7 @@ def flat(node: Node) -> Value:
 def assign(
     nodes: Iterable[Node], constants: Mapping[Node, Tensor], target: Target
 ) -> dict[Node, Value]:
-    """The value of every node (those of uint8 and int32 in the target's storage).
+    """The value of every node (codes and accumulators in the target's storage).
 
     Args:
         nodes: Nodes that make values.
@@ -59,16 +62,19 @@ def assign(
 
 def _value(node: Node, constants: Mapping[Node, Tensor], target: Target) -> Value:
     shape, dtype = shape_of(node), dtype_of(node)
-    if dtype not in (torch.uint8, torch.int32):
+    types = {torch.uint8: target.mac.storage, torch.uint16: "int16", torch.int32: "int32"}
+    if node.target in ACCUMULATES:
+        types[torch.int64] = "int64"
+    if dtype is None or dtype not in types:
         return flat(node)
-    stored = target.mac.storage if dtype == torch.uint8 else "int32"
+    stored = types[dtype]
     halo, zero_point = _halo(node)
     multiple = CHANNEL_MULTIPLE
     if node.target == reference.quantize and _reads_input(node, constants):
         multiple = INPUT_CHANNEL_MULTIPLE
     storage: Storage
     storage = image(shape, stored, halo, multiple) if 2 <= len(shape) <= 4 else Flat(shape, stored)
-    fill = None if zero_point is None else zero_point + target.mac.offset
+    fill = None if zero_point is None else zero_point + code_offset(stored)
     return Value(node.name, shape, storage, fill)
 
 

@@ -11,11 +11,11 @@ from torch.fx import GraphModule, Node
 
 from fxquant.errors import UnsupportedError
 from fxquant.numerics import reference
-from tvm_backend.emit.table import EMIT
+from tvm_backend.emit.table import ACCUMULATES, EMIT
 from tvm_backend.graph_view import dtype_of
 from tvm_backend.islands import IslandNodes
 
-VALUE_DTYPES = (torch.uint8, torch.int32, torch.float32)
+VALUE_DTYPES = (torch.uint8, torch.uint16, torch.int32, torch.float32)
 INPUT_DTYPES = (*VALUE_DTYPES, torch.int64)
 _RANK_4 = (
     reference.avg_pool2d, reference.avg_pool2d_accumulate, reference.conv2d,
@@ -70,7 +70,8 @@ def _shape(node: Node) -> str:
 def _operator(node: Node) -> str:
     if node.target not in EMIT:
         return "no kernel exists for this operator"
-    if dtype_of(node) not in VALUE_DTYPES:
+    dtypes = (*VALUE_DTYPES, torch.int64) if node.target in ACCUMULATES else VALUE_DTYPES
+    if dtype_of(node) not in dtypes:
         return f"values of type {dtype_of(node)} are not supported"
     if node.target in _RANK_4 and len(node.meta["shape"]) != 4:
         return "it needs a batch axis: a tensor of rank 4"

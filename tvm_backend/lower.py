@@ -181,9 +181,8 @@ class _Lowering:
         """Bring a network input of codes (or int32) to the target's storage, once."""
         plain = flat(node)
         stored = Value(f"{node.name}_stored", value.shape, value.storage, value.fill)
-        delta = self.target.mac.offset if plain.storage.dtype == "uint8" else 0
         maps = [identity(extent) for extent in value.shape]
-        kernel = axis_map_kernel("encode", plain, stored, maps, self.target, delta=delta)
+        kernel = axis_map_kernel("encode", plain, stored, maps, self.target, delta=stored.offset)
         self._append(node, (kernel,), (plain.name,), stored)
 
     def _constant(self, node: Node) -> Value:
@@ -194,9 +193,8 @@ class _Lowering:
         plain = assign([node], self.known, self.target)[node]
         value = Value(f"{node.name}_constant", plain.shape, plain.storage, plain.fill)
         array = np.zeros(value.storage.size, value.storage.dtype)
-        delta = self.target.mac.offset if tensor.dtype == torch.uint8 else 0
-        plain_codes = tensor.numpy().astype(np.int64) if delta else tensor.numpy()
-        array[offsets(value).reshape(-1)] = (plain_codes + delta).reshape(-1)
+        plain_codes = tensor.numpy().astype(np.int64) if value.offset else tensor.numpy()
+        array[offsets(value).reshape(-1)] = (plain_codes + value.offset).reshape(-1)
         self.values[value.name], self.constants[value.name] = value, array
         return value
 
@@ -208,14 +206,13 @@ class _Lowering:
             name = self.owner[node]
             value = self.value[node] if node.op != "placeholder" else self.values[name]
             value = Value(name, value.shape, value.storage, value.fill)
-        if isinstance(value.storage, Flat) and value.storage.dtype != "int8":
+        if isinstance(value.storage, Flat) and not value.offset:
             return value.name
         plain = flat(node)
         plain = Value(f"{node.name}_result", plain.shape, plain.storage)
         if plain.name not in self.values:
-            delta = -self.target.mac.offset if plain.storage.dtype == "uint8" else 0
             maps = [identity(extent) for extent in plain.shape]
-            kernel = axis_map_kernel("decode", value, plain, maps, self.target, delta=delta)
+            kernel = axis_map_kernel("decode", value, plain, maps, self.target, delta=-value.offset)
             self.values[plain.name] = plain
             self.steps.append(Step(node.name, kernel, (value.name,), plain.name))
         return plain.name

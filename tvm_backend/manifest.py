@@ -15,7 +15,7 @@ from tvm_backend.signature import Signature, TensorSpec
 
 FORMAT_VERSION = 1
 LIBRARY, MANIFEST = "net.so", "manifest.json"
-_DTYPES = ("float32", "int32", "int64", "uint8")
+_DTYPES = ("float32", "int32", "int64", "uint8", "uint16")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

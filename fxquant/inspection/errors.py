@@ -175,12 +175,19 @@ class _Probe:
         reference.run(*inputs)
         simulator.run(*inputs)
         floats = {name: reference.values[name] for name in self.results}
+        if original is not None:
+            floats |= self._equalized(floats)
         for name, result in self.results.items():
             if not isinstance(floats[name], Tensor):
                 continue
             pair = self.pairs.setdefault(name, _Pair())
             pair.cumulative.add(floats[name], simulator.values[result.name])
             pair.isolated.add(floats[name], self._isolated(name, result, floats))
+
+    def _equalized(self, floats: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Values of the original model in the units of the network, where it was equalized."""
+        factors = {n.name: meta.channel_factors(n) for n in self.gm.graph.nodes}
+        return {n: floats[n] / f for n, f in factors.items() if f is not None and n in floats}
 
     def _isolated(self, name: str, result: Node, floats: Mapping[str, Any]) -> Tensor:
         """The value computed by the quantized operator from the float network's values."""

@@ -10,8 +10,7 @@ from torch.fx import Node
 
 from fxquant.ir import meta
 from fxquant.model import Quantized
-
-BYTES_A_CHANNEL = 4 + 2 + 1  # int32 bias, int16 multiplier, int8 shift
+from fxquant.numerics.width import width_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +21,13 @@ class Weight:
         codes: int8 `[O, ...]`.
         bits: Width of the codes.
         scales: Smallest and largest scale of a channel.
+        channel_bytes: Size of bias, multiplier and shift of a channel.
     """
 
     codes: Tensor
     bits: int
     scales: tuple[float, float]
+    channel_bytes: int
 
     @property
     def float_bytes(self) -> int:
@@ -36,7 +37,7 @@ class Weight:
     @property
     def integer_bytes(self) -> int:
         """Size of the packed codes and the integers of each channel."""
-        return -(-self.codes.numel() * self.bits // 8) + BYTES_A_CHANNEL * self.codes.shape[0]
+        return -(-self.codes.numel() * self.bits // 8) + self.channel_bytes * self.codes.shape[0]
 
     def histogram(self, bins: int = 32) -> list[int]:
         """How often the codes occur, from the most negative to the most positive."""
@@ -120,4 +121,12 @@ def _weight(quantized: Quantized, node: Node) -> Weight | None:
     qparams = meta.qparams(source)
     scales = (float(qparams.scale.min()), float(qparams.scale.max()))
     codes = meta.tensor_of(quantized.calibrated, source).detach()
-    return Weight(codes, qparams.spec.dtype.bits, scales)
+    return Weight(codes, qparams.spec.dtype.bits, scales, _channel_bytes(node))
+
+
+def _channel_bytes(node: Node) -> int:
+    """Bytes of bias, multiplier and shift: 4, 2 and 1 between 8-bit codes."""
+    result = meta.quant(node)
+    source = width_of(meta.qparams(node.all_input_nodes[0]).spec.dtype.bits)
+    written = width_of(8 if result is None else result.spec.dtype.bits)
+    return source.accumulator.itemsize + written.multiplier.itemsize + 1

@@ -6,8 +6,8 @@ import torch
 from torch.fx import Node
 
 from fxquant.ir import meta
-from fxquant.numerics.requantize import ACCUMULATOR_STEPS, largest_ratio
 from fxquant.numerics.types import QParams
+from fxquant.numerics.width import width_of
 from fxquant.ops import Operand
 
 _MARGIN = 1.0001  # scales are float32
@@ -24,10 +24,12 @@ def finest_scale(node: Node) -> float:
         return 0.0
     bound = definition.bind(node)
     summed = [Operand.of(meta.qparams(bound[k])) for k in definition.summed if k in bound]
-    if not summed:
+    quant = meta.quant(node)
+    if not summed or quant is None:
         return 0.0
-    own = meta.term(node) / ACCUMULATOR_STEPS
-    return max([own] + [o.scale / largest_ratio(o.span) * _MARGIN for o in summed])
+    width = width_of(quant.spec.dtype.bits)
+    own = meta.term(node) / width.accumulator_steps
+    return max([own] + [o.scale / width.largest_ratio(o.span) * _MARGIN for o in summed])
 
 
 def with_headroom(node: Node, qparams: QParams) -> QParams:

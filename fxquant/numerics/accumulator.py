@@ -1,4 +1,4 @@
-"""Proof that accumulators neither overflow int32 nor saturate: bounds from the actual codes."""
+"""Proof that accumulators neither overflow nor saturate: bounds from the actual codes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import NumericsError
+from fxquant.numerics.width import width_of
 
 INT32_MAX = (1 << 31) - 1
 
@@ -19,7 +20,7 @@ def accumulator_bound(weight: Tensor, bias: Tensor, zero_point: int, qmax: int) 
 
     Args:
         weight: Integer codes, output channel first, `[O, ...]`.
-        bias: int32 `[O]`.
+        bias: `[O]`.
         zero_point: Input zero point.
         qmax: Largest input code (smallest is 0).
 
@@ -27,24 +28,43 @@ def accumulator_bound(weight: Tensor, bias: Tensor, zero_point: int, qmax: int) 
         max over channels of `sum |w| * largest |activation| + |bias| + correction`.
     """
     magnitude = weight.to(torch.int64).abs().flatten(1).sum(1)  # [O]
-    largest = max(qmax, 128)
-    correction = magnitude * max(zero_point, 128)
+    offset = 1 << (width_of(qmax.bit_length()).bits - 1)  # of storage as signed codes
+    largest = max(qmax, offset)
+    correction = magnitude * max(zero_point, offset)
     return int((magnitude * largest + bias.to(torch.int64).abs() + correction).max())
+
+
+def fits_int32(weight: Tensor, bias: Tensor, largest: int, max_shift: int) -> bool:
+    """Whether `bias + sum x * w` and its rounding provably stay in int32, in every order.
+
+    Args:
+        weight: Integer codes, output channel first, `[O, ...]`.
+        bias: `[O]`, the zero point of `x` folded in.
+        largest: Largest magnitude of `x` as it is multiplied.
+        max_shift: Largest right shift of the requantization that follows.
+    """
+    magnitude = weight.to(torch.int64).abs().flatten(1).sum(1)  # [O]
+    bound = int((magnitude * largest + bias.to(torch.int64).abs()).max())
+    return bound + (1 << max(max_shift - 1, 0)) <= INT32_MAX
 
 
 def check_accumulator(
     weight: Tensor, bias: Tensor, zero_point: int, qmax: int, max_shift: int, where: str
 ) -> None:
-    """Raise unless `acc + 2^(shift-1)` provably fits int32.
+    """Raise unless `acc + 2^(shift-1)` provably fits the type of accumulators.
+
+    That is int32 for 8-bit input codes and 49 bits of an int64 for 16-bit ones.
 
     Raises:
-        NumericsError: The bound exceeds int32; names the tensor.
+        NumericsError: The bound exceeds it; names the tensor.
     """
     rounding = 1 << max(max_shift - 1, 0)
     bound = accumulator_bound(weight, bias, zero_point, qmax) + rounding
-    if bound > INT32_MAX:
+    limit = width_of(qmax.bit_length()).largest_accumulator
+    if bound > limit:
+        held = "int32" if limit == INT32_MAX else f"{limit.bit_length() + 1} bits"
         raise NumericsError(
-            f"accumulator can reach {bound}, more than int32 holds",
+            f"accumulator can reach {bound}, more than {held} holds",
             where=where,
             why="the reduction is too long or the bias too large for its scale",
             remedy="use fewer weight bits for this layer, or leave it in float",

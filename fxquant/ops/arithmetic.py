@@ -9,7 +9,16 @@ from torch import Tensor
 
 from fxquant.numerics import reference
 from fxquant.numerics.requantize import requant_from_real
-from fxquant.ops.opdef import Clamp, Grid, Input, IntegerCall, OpDef, QuantCall, apply_clamp
+from fxquant.ops.opdef import (
+    Clamp,
+    Grid,
+    Input,
+    IntegerCall,
+    OpDef,
+    Operand,
+    QuantCall,
+    apply_clamp,
+)
 
 
 def add(a: Tensor, b: Tensor, *, clamp: Clamp | None = None) -> Tensor:
@@ -27,10 +36,10 @@ def concat(tensors: Sequence[Tensor], *, axis: int) -> Tensor:
     return torch.cat(list(tensors), axis)
 
 
-def _moves(operands: Sequence, scale: float, name: str) -> dict[str, tuple[int, ...]]:
+def _moves(operands: Sequence[Operand], output: Operand, name: str) -> dict[str, tuple[int, ...]]:
     """Zero points, multipliers and shifts that move each operand to the output grid."""
-    real = torch.tensor([o.scale / scale for o in operands], dtype=torch.float64)
-    requant = requant_from_real(real, name)
+    real = torch.tensor([o.scale / output.scale for o in operands], dtype=torch.float64)
+    requant = requant_from_real(real, name, output.width)
     return {
         "zero_points": tuple(o.zero_point for o in operands),
         "multipliers": tuple(requant.multiplier.tolist()),
@@ -41,9 +50,8 @@ def _moves(operands: Sequence, scale: float, name: str) -> dict[str, tuple[int, 
 def _integer_add(call: QuantCall) -> IntegerCall:
     assert call.output is not None
     call.check_sum("a", "b")
-    moves = _moves([call.operand("a"), call.operand("b")], call.output.scale, call.name)
-    qmin, qmax = call.output.clip(call.args.get("clamp"))
-    kwargs = {**moves, "output_zero_point": call.output.zero_point, "qmin": qmin, "qmax": qmax}
+    moves = _moves([call.operand("a"), call.operand("b")], call.output, call.name)
+    kwargs = {**moves, **call.output.result(call.args.get("clamp"))}
     return IntegerCall(reference.add, (Input("a"), Input("b")), kwargs)
 
 
@@ -51,15 +59,12 @@ def _integer_mul(call: QuantCall) -> IntegerCall:
     assert call.output is not None
     a, b = call.operand("a"), call.operand("b")
     real = torch.tensor(a.scale * b.scale / call.output.scale, dtype=torch.float64)
-    requant = requant_from_real(real, call.name)
-    qmin, qmax = call.output.clip(call.args.get("clamp"))
+    requant = requant_from_real(real, call.name, call.output.width)
     kwargs = {
         "zero_points": (a.zero_point, b.zero_point),
         "multiplier": int(requant.multiplier),
         "shift": int(requant.shift),
-        "output_zero_point": call.output.zero_point,
-        "qmin": qmin,
-        "qmax": qmax,
+        **call.output.result(call.args.get("clamp")),
     }
     return IntegerCall(reference.mul, (Input("a"), Input("b")), kwargs)
 
@@ -69,10 +74,8 @@ def _integer_concat(call: QuantCall) -> IntegerCall:
     operands = call.inputs["tensors"]
     kwargs = {
         "axis": call.args["axis"],
-        **_moves(operands, call.output.scale, call.name),
-        "output_zero_point": call.output.zero_point,
-        "qmin": call.output.qmin,
-        "qmax": call.output.qmax,
+        **_moves(operands, call.output, call.name),
+        **call.output.result(),
     }
     inputs = tuple(Input("tensors", i) for i in range(len(operands)))
     return IntegerCall(reference.concat, (inputs,), kwargs)

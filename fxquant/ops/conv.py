@@ -78,12 +78,17 @@ def conv_transpose2d(
         groups: Channel groups.
         clamp: Real bounds of a fused activation.
     """
+    return conv2d(insert_zeros(x, stride), weight, bias, stride=(1, 1), padding=padding,
+                  dilation=dilation, groups=groups, clamp=clamp)  # fmt: skip
+
+
+def insert_zeros(x: Tensor, stride: tuple[int, int]) -> Tensor:
+    """`[N, C, (H-1)*sh+1, (W-1)*sw+1]`: `stride - 1` zeros between neighbouring pixels."""
     n, c, h, w = x.shape
     sh, sw = stride
     stuffed = x.new_zeros((n, c, (h - 1) * sh + 1, (w - 1) * sw + 1))
     stuffed[:, :, ::sh, ::sw] = x
-    return conv2d(stuffed, weight, bias, stride=(1, 1), padding=padding, dilation=dilation,
-                  groups=groups, clamp=clamp)  # fmt: skip
+    return stuffed
 
 
 def linear(
@@ -94,13 +99,13 @@ def linear(
 
 
 def integer_bias(call: QuantCall) -> Tensor:
-    """int32 bias at scale `s_x * s_w`, `[O]`."""
+    """Bias at scale `s_x * s_w`, `[O]`, of the accumulators' type."""
     assert call.weight is not None
     scale = call.weight.qparams.scale.double() * call.operand("x").scale
-    bias = call.args.get("bias")
+    bias, dtype = call.args.get("bias"), call.operand("x").width.accumulator
     if bias is None:
-        return torch.zeros(scale.shape, dtype=torch.int32)
-    return torch.round(bias.double() / scale).to(torch.int32)
+        return torch.zeros(scale.shape, dtype=dtype)
+    return torch.round(bias.double() / scale).to(dtype)
 
 
 def _weighted(call: QuantCall, requantizing, accumulating, axis: int, **kwargs) -> IntegerCall:
@@ -114,11 +119,10 @@ def _weighted(call: QuantCall, requantizing, accumulating, axis: int, **kwargs) 
         check_accumulator(weight.codes, bias, x.zero_point, x.qmax, 0, call.name)
         output = FloatOutput(scale.float(), axis, clamp or (None, None))
         return IntegerCall(accumulating, (Input("x"), weight.codes, bias), kwargs, output)
-    requant = requant_from_real(scale / call.output.scale, call.name)
+    requant = requant_from_real(scale / call.output.scale, call.name, call.output.width)
     longest = max(int(requant.shift.max()), 0)
     check_accumulator(weight.codes, bias, x.zero_point, x.qmax, longest, call.name)
-    qmin, qmax = call.output.clip(clamp)
-    kwargs |= {"output_zero_point": call.output.zero_point, "qmin": qmin, "qmax": qmax}
+    kwargs |= call.output.result(clamp)
     args = (Input("x"), weight.codes, bias, requant.multiplier, requant.shift)
     return IntegerCall(requantizing, args, kwargs)
 
@@ -132,7 +136,7 @@ def _integer_conv2d(call: QuantCall) -> IntegerCall:
     call.check_sum("residual")
     residual = call.operand("residual")
     scale = torch.tensor(residual.scale / call.output.scale, dtype=torch.float64)
-    requant = requant_from_real(scale, call.name)
+    requant = requant_from_real(scale, call.name, call.output.width)
     extra = {
         "residual_zero_point": residual.zero_point,
         "residual_multiplier": int(requant.multiplier),

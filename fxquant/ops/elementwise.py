@@ -1,4 +1,6 @@
-"""Elementwise operators on 8-bit codes: each becomes a table of 256 codes, exact by construction.
+"""Elementwise operators: each becomes a table with the exact code for every input code.
+
+Tables have 256 entries for 8-bit inputs and 65,536 for 16-bit inputs.
 
 Any function of one value qualifies. The fx node keeps the torch function itself as target, with
 its scalar parameters; add a row to `FUNCTIONS` for a new one.
@@ -57,14 +59,14 @@ FUNCTIONS = (
 
 
 def table_codes(values: Tensor, call: QuantCall) -> Tensor:
-    """Quantize the function's values at the 256 input codes, `[..., 256]` uint8.
+    """Quantize the function's values at all input codes, `[..., L]`.
 
     A function without a value at a code that the input can take (NaN) gets the zero point.
     """
     assert call.output is not None
     ratio = torch.nan_to_num(torch.round(values / call.output.scale), nan=0.0)
     codes = ratio.clamp(-1e6, 1e6) + call.output.zero_point
-    return codes.clamp(call.output.qmin, call.output.qmax).to(torch.uint8)
+    return codes.clamp(call.output.qmin, call.output.qmax).to(call.output.width.codes)
 
 
 def _integer_table(function):
@@ -77,7 +79,7 @@ def _integer_table(function):
 
 def _integer_prelu(call: QuantCall) -> IntegerCall:
     codes, slope = call.operand("x").codes(), call.args["slope"].double()
-    values = torch.where(codes > 0, codes, codes * slope.reshape(-1, 1))  # [C, 256]
+    values = torch.where(codes > 0, codes, codes * slope.reshape(-1, 1))  # [C, L]
     table = table_codes(values, call)
     return IntegerCall(reference.lookup, (Input("x"), table[0] if len(table) == 1 else table))
 

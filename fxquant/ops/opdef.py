@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from fxquant.errors import NumericsError
-from fxquant.numerics.requantize import largest_ratio
 from fxquant.numerics.types import QParams, QTensor
+from fxquant.numerics.width import WIDTH_8, Width, width_of
 
 Clamp = tuple[float | None, float | None]
 
@@ -51,6 +51,17 @@ class Operand:
         high = self.qmax if upper is None else min(self.qmax, self.code(upper))
         return min(low, self.qmax), max(high, self.qmin)
 
+    def result(self, clamp: Clamp | None = None) -> dict[str, int]:
+        """Arguments of a reference operator whose result lies on this grid."""
+        qmin, qmax = self.clip(clamp)
+        wide = {} if self.width is WIDTH_8 else {"width": self.width.bits}
+        return {"output_zero_point": self.zero_point, "qmin": qmin, "qmax": qmax, **wide}
+
+    @property
+    def width(self) -> Width:
+        """Width of the codes' carrier."""
+        return width_of(self.qmax.bit_length())
+
     @property
     def span(self) -> int:
         """Largest magnitude of `code - zero_point`."""
@@ -58,7 +69,7 @@ class Operand:
 
     def holds(self, operand: Operand) -> bool:
         """Whether an operand can be summed on this grid without saturating."""
-        return operand.scale / self.scale <= largest_ratio(operand.span)
+        return operand.scale / self.scale <= self.width.largest_ratio(operand.span)
 
     def code(self, real: float) -> int:
         """Nearest code of a real value, not clipped."""
@@ -66,8 +77,9 @@ class Operand:
         return round(limited) + self.zero_point
 
     def codes(self) -> Tensor:
-        """Real values of the codes 0..255, float64 `[256]`."""
-        return (torch.arange(256, dtype=torch.float64) - self.zero_point) * self.scale
+        """Real values of all codes of the carrier, float64 `[256]` or `[65536]`."""
+        levels = torch.arange(1 << self.width.bits, dtype=torch.float64)
+        return (levels - self.zero_point) * self.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +128,7 @@ class QuantCall:
                 raise NumericsError(
                     f"the scale of the sum is too fine for its operand {name}",
                     where=self.name,
-                    why="its terms would saturate in int16 although the sum is in range",
+                    why="its terms would saturate although the sum is in range",
                     remedy="calibrate again, or give the result a larger range",
                 )
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant.numerics import reference
-from fxquant.numerics.reference.pool import RESIZE_BITS, Windows
+from fxquant.numerics.reference.pool import Windows, resize_bits
 from fxquant.numerics.requantize import requant_from_real
 from fxquant.ops.opdef import FloatOutput, Grid, Input, IntegerCall, OpDef, QuantCall
 
@@ -74,9 +74,9 @@ def _integer_avg_pool2d(call: QuantCall) -> IntegerCall:
     if call.output is None:
         output = FloatOutput((x.scale / counts[0, :1]).float(), 1, (None, None))
         return IntegerCall(reference.avg_pool2d_accumulate, (Input("x"),), kwargs, output)
-    requant = requant_from_real(x.scale / (counts * call.output.scale), call.name)
     out = call.output
-    kwargs |= {"output_zero_point": out.zero_point, "qmin": out.qmin, "qmax": out.qmax}
+    requant = requant_from_real(x.scale / (counts * out.scale), call.name, out.width)
+    kwargs |= out.result()
     return IntegerCall(
         reference.avg_pool2d, (Input("x"), requant.multiplier, requant.shift), kwargs
     )
@@ -84,7 +84,7 @@ def _integer_avg_pool2d(call: QuantCall) -> IntegerCall:
 
 def _integer_resize(call: QuantCall) -> IntegerCall:
     x = call.operand("x")
-    one = 1 << RESIZE_BITS
+    one = 1 << resize_bits(x.width)
 
     def fixed(taps: Taps) -> tuple[tuple[int, int, int], ...]:
         return tuple((i0, i1, round(w * one)) for i0, i1, w in taps)
@@ -108,9 +108,7 @@ def _integer_lrn(call: QuantCall) -> IntegerCall:
         "zero_point": x.zero_point,
         "offset": float(torch.tensor(call.args["k"] / per_square).float()),
         "factor": float(torch.tensor(x.scale / call.output.scale * per_square**-0.75).float()),
-        "output_zero_point": call.output.zero_point,
-        "qmin": call.output.qmin,
-        "qmax": call.output.qmax,
+        **call.output.result(),
     }
     return IntegerCall(reference.local_response_norm, (Input("x"),), kwargs)
 

@@ -8,9 +8,9 @@ After:  INTEGER: codes flow between `reference.*` calls; every number a kernel n
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -19,6 +19,7 @@ from fxquant.ir import meta
 from fxquant.ir.build import GraphBuilder
 from fxquant.numerics import reference
 from fxquant.numerics.types import QTensor
+from fxquant.numerics.width import WIDTH_8
 from fxquant.ops import Input, IntegerCall, OpDef, Operand, QuantCall
 
 
@@ -82,6 +83,8 @@ class _Integerizer:
             grid = Operand.of(meta.qparams(node))
             kwargs = {"scale": grid.scale, "zero_point": grid.zero_point,
                       "qmin": grid.qmin, "qmax": grid.qmax}  # fmt: skip
+            if grid.width is not WIDTH_8:
+                kwargs["width"] = grid.width.bits
             self.codes[node] = self._call(
                 node, reference.quantize, (self.floats[node],), kwargs, f"{node.name}_quantize"
             )
@@ -95,7 +98,8 @@ class _Integerizer:
     def _integer_call(self, node: Node, definition: OpDef) -> None:
         bound = definition.bind(node)
         integer = definition.integer(self._quant_call(node, definition, bound))
-        args = tuple(self._argument(node, bound, a, i) for i, a in enumerate(integer.args))
+        names = list(inspect.signature(integer.function).parameters)
+        args = tuple(self._argument(node, bound, a, names[i]) for i, a in enumerate(integer.args))
         if integer.float_output is None:
             new = self._call(node, integer.function, args, dict(integer.kwargs), node.name)
             self.codes[node] = new
@@ -130,16 +134,14 @@ class _Integerizer:
             Operand.of(meta.qparams(node)))  # fmt: skip
         return QuantCall(node.name, rest, inputs, weight, output, len(meta.shape_of(node)))
 
-    def _argument(self, node: Node, bound: dict[str, Any], argument: Any, position: int) -> Any:
+    def _argument(self, node: Node, bound: dict[str, Any], argument: Any, label: str) -> Any:
         """A reference operator's argument: codes of an operand, or a registered tensor."""
         if isinstance(argument, Input):
             value = bound[argument.name]
             return self._codes(value if argument.index is None else value[argument.index])
         if isinstance(argument, tuple):
-            return [self._argument(node, bound, a, position) for a in argument]
+            return [self._argument(node, bound, a, label) for a in argument]
         if isinstance(argument, Tensor):
-            kind = {torch.int8: "weight", torch.int32: "bias", torch.int16: "multiplier"}
-            label = kind.get(argument.dtype, "table") if position < 4 else "shift"
             return self.builder.tensor(argument, f"{node.name}_{label}")
         return argument
 

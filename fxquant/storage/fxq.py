@@ -26,7 +26,7 @@ from fxquant.ir.meta import Provenance, TensorQuant
 from fxquant.ir.stages import Stage, verify
 from fxquant.model import Quantized
 from fxquant.numerics.packing import pack_codes, packed_size, unpack_codes
-from fxquant.numerics.types import PerAxis, QParams
+from fxquant.numerics.types import PerAxis, QParams, activation_spec, weight_spec
 from fxquant.storage.bounds import check_indices
 from fxquant.storage.targets import name_of, resolve
 from fxquant.storage.values import (
@@ -97,6 +97,9 @@ def _encode_node(gm: GraphModule, node: Node, tensors: dict[str, Tensor]) -> dic
     value = meta.quant(node)
     if value is not None:
         record["quant"] = _encode_quant(node, value, tensors)
+    factors = meta.channel_factors(node)
+    if factors is not None:
+        tensors[f"{node.name}.factors"] = factors.contiguous()
     return record
 
 
@@ -216,17 +219,37 @@ def _decode_meta(record: dict[str, Any], node: Node, tensors: dict[str, Tensor])
     meta.set_provenance(node, Provenance(tuple(map(str, modules)), tuple(map(str, kinds))))
     if "quant" in record:
         meta.set_quant(node, _decode_quant(record["quant"], node.name, tensors))
+    if f"{node.name}.factors" in tensors:
+        meta.set_channel_factors(node, _decode_factors(node, tensors[f"{node.name}.factors"]))
 
 
 def _decode_quant(record: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> TensorQuant:
     spec = decode_spec(record["spec"])
-    if isinstance(spec.granularity, PerAxis):
+    weight = isinstance(spec.granularity, PerAxis)
+    if spec != (weight_spec if weight else activation_spec)(spec.dtype.bits) or (
+        weight and spec.dtype.bits > 8
+    ):
+        raise FileFormatError(f"{name} has a grid that no operator takes: {spec.dtype}")
+    if weight:
         scale = tensors[f"{name}.scale"]
         zero_point = torch.zeros(scale.shape, dtype=torch.int32)
     else:
         scale = torch.tensor(record["scale"], dtype=torch.float32)
         zero_point = torch.tensor(record["zero_point"], dtype=torch.int32)
     return TensorQuant(spec, QParams(spec, scale, zero_point), str(record["origin"]))
+
+
+def _decode_factors(node: Node, factors: Tensor) -> Tensor:
+    shape = meta.shape_of(node)
+    fits = factors.ndim == len(shape) and all(
+        n in (1, size) for n, size in zip(factors.shape, shape, strict=True)
+    )
+    positive = factors.dtype == torch.float32 and bool(
+        (torch.isfinite(factors) & (factors > 0)).all()
+    )
+    if not fits or not positive:
+        raise FileFormatError(f"the channel factors of {node.name} make no sense")
+    return factors
 
 
 def _decode_tensor(record: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:

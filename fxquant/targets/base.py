@@ -9,14 +9,16 @@ from fxquant.errors import TargetError
 
 @dataclass(frozen=True, slots=True)
 class MacIdiom:
-    """One way to multiply and accumulate 8-bit codes into int32 without loss.
+    """One way to multiply codes by int8 weights and accumulate without loss.
 
     Attributes:
         name: Suffix of kernel names, and the name of the mirror file in `tvm_backend/macs/`.
-        lanes: int32 accumulators in one vector.
+        lanes: Accumulators in one vector.
         reduction: Products summed into each lane by one step (1, 2 or 4).
         signed_activations: Activations stored as int8 (`code - 128`) if true, else as uint8.
         registers: Architectural vector registers, for tile selection.
+        activation_bits: 8, or 16 for activations stored as int16 (`code - 2^15`).
+        accumulator: int32 or int64.
     """
 
     name: str
@@ -24,16 +26,18 @@ class MacIdiom:
     reduction: int
     signed_activations: bool
     registers: int
+    activation_bits: int = 8
+    accumulator: str = "int32"
 
     @property
     def storage(self) -> str:
         """Storage type of activations."""
-        return "int8" if self.signed_activations else "uint8"
+        return f"{'int' if self.signed_activations else 'uint'}{self.activation_bits}"
 
     @property
     def offset(self) -> int:
-        """What is added to a uint8 code to get the stored value."""
-        return -128 if self.signed_activations else 0
+        """What is added to a code to get the stored value."""
+        return -(1 << (self.activation_bits - 1)) if self.signed_activations else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Target:
     Attributes:
         name: Short name, used in files and messages.
         llvm: LLVM options of the TVM target: `mtriple`, `mcpu`, `mattr`, `mfloat-abi`.
-        mac: The multiply-accumulate idiom of its kernels.
+        mac: The multiply-accumulate idiom of its kernels on 8-bit activations.
         vector_bits: Width of the vector registers used.
         requires: CPU feature flags (as /proc/cpuinfo spells them) a host needs to run it.
         emulator: qemu-user command that runs it elsewhere, or "".

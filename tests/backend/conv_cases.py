@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics import reference
+from fxquant.numerics.width import width_of
 from fxquant.targets import (
     ARMV7_NEON,
     CORTEX_A53,
@@ -45,6 +46,11 @@ BOTH = [
 ]
 
 
+def stored(target: Target, bits: int) -> str:
+    """Storage type of codes."""
+    return target.mac.storage if bits == 8 else "int16"
+
+
 @dataclass(frozen=True)
 class Case:
     """A convolution; sizes in torch's words."""
@@ -67,6 +73,9 @@ class Case:
     multiple: int = 16
     input_zero_point: int = 3
     output_zero_point: int = 120
+    bits: int = 8  # of the input
+    width: int = 8  # of the result
+    residual_bits: int = 8
 
     def __str__(self) -> str:
         return self.name
@@ -80,15 +89,15 @@ class Case:
         return self.n, self.o, oh, ow
 
     def problem(self, target: Target, residual: Residual | None = None) -> ConvProblem:
-        storage = target.mac.storage
         top, bottom, left, right = (max(p, 0) + self.extra_halo for p in self.padding)
         source = image(
-            (self.n, self.c, self.h, self.w), storage, (top, bottom, left, right), self.multiple
-        )
+            (self.n, self.c, self.h, self.w), stored(target, self.bits),
+            (top, bottom, left, right), self.multiple,
+        )  # fmt: skip
+        output = image(self.output_shape, stored(target, self.width), self.output_halo)
         return ConvProblem(
-            source, image(self.output_shape, storage, self.output_halo), self.kernel, self.stride,
-            self.padding, self.dilation, self.groups, self.input_zero_point,
-            self.output_zero_point, *self.clip, residual,
+            source, output, self.kernel, self.stride, self.padding, self.dilation, self.groups,
+            self.input_zero_point, self.output_zero_point, *self.clip, residual,
         )  # fmt: skip
 
     def window(self) -> dict:
@@ -100,7 +109,7 @@ class Case:
     def grid(self) -> dict:
         return {
             "output_zero_point": self.output_zero_point,
-            "qmin": self.clip[0], "qmax": self.clip[1],
+            "qmin": self.clip[0], "qmax": self.clip[1], "width": self.width,
         }  # fmt: skip
 
 
@@ -149,16 +158,23 @@ class Numbers:
 def make_numbers(case: Case, seed: int = 0) -> Numbers:
     """Operands whose results spread over, and beyond, the code range."""
     g = torch.Generator().manual_seed(seed)
-    x = extreme(g, 0, 255, (case.n, case.c, case.h, case.w)).to(torch.uint8)
+    source, result = width_of(case.bits), width_of(case.width)
+    x = extreme(g, 0, (1 << case.bits) - 1, (case.n, case.c, case.h, case.w)).to(source.codes)
     weight = extreme(g, -128, 127, (case.o, case.c // case.groups, *case.kernel)).to(torch.int8)
-    bias = torch.randint(-20000, 20001, (case.o,), generator=g, dtype=torch.int32)
+    bias = torch.randint(-20000, 20001, (case.o,), generator=g, dtype=source.accumulator)
     acc = reference.conv2d_accumulate(x, weight, bias, **case.window())
     largest = acc.abs().amax((0, 2, 3)).clamp(min=1).double()
-    wanted = torch.log2(largest).floor() - 12 + torch.randint(-3, 3, (case.o,), generator=g)
-    multiplier = torch.randint(1 << 14, 1 << 15, (case.o,), generator=g)
-    residual = extreme(g, 0, 255, case.output_shape).to(torch.uint8)
+    wanted = (
+        torch.log2(largest).floor()
+        - (2 * case.width - 4)
+        + torch.randint(-3, 3, (case.o,), generator=g)
+    )
+    top = 1 << result.multiplier_bits
+    multiplier = torch.randint(top // 2, top, (case.o,), generator=g).to(result.multiplier)
+    shift = wanted.clamp(result.min_shift, result.max_shift).to(torch.int8)
+    residual = extreme(g, 0, (1 << case.residual_bits) - 1, case.output_shape)
     return Numbers(
-        x, weight, bias, multiplier.to(torch.int16), wanted.clamp(-14, 24).to(torch.int8), residual
+        x, weight, bias, multiplier, shift, residual.to(width_of(case.residual_bits).codes)
     )
 
 
@@ -175,9 +191,9 @@ def check(
     tile: Tile | None = None,
 ) -> Kernel:
     """Run the kernel of a case and compare every code and the halo with the reference."""
-    mac, second = target.mac, None
+    second = None
     if residual:
-        storage = image(case.output_shape, mac.storage, (0, 1, 2, 0))
+        storage = image(case.output_shape, stored(target, case.residual_bits), (0, 1, 2, 0))
         second = Residual(storage, *residual.values())
     problem = case.problem(target, second)
     n = numbers
@@ -185,17 +201,17 @@ def check(
         problem, weight=n.weight.numpy(), bias=n.bias.numpy(), multiplier=n.multiplier.numpy(),
         shift=n.shift.numpy(), target=target, tile=tile,
     )  # fmt: skip
-    arrays = [to_storage(n.x, problem.source, mac, case.input_zero_point)]
+    arrays = [to_storage(n.x, problem.source, case.input_zero_point)]
     if second:
-        arrays.append(to_storage(n.residual, second.image, mac, second.zero_point))
+        arrays.append(to_storage(n.residual, second.image, second.zero_point))
     result = run_kernel(kernel, target, *arrays, abi=abi)
     expected = reference.conv2d(
         n.x, n.weight, n.bias, n.multiplier, n.shift, n.residual if residual else None,
         **case.window(), **case.grid(), **(residual or {}),
     )  # fmt: skip
-    got = from_storage(result, problem.output, mac, case.output_shape)
+    got = from_storage(result, problem.output, case.output_shape)
     assert_equal(got, expected, kernel)
-    assert_halo(result, problem.output, mac, case.output_zero_point)
+    assert_halo(result, problem.output, case.output_zero_point)
     return kernel
 
 

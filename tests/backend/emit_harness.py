@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from fxquant import targets
+from fxquant.numerics.width import width_of
 from fxquant.targets import Target
 from tests.backend.kernel_harness import assert_halo, from_storage, run_kernel, to_storage
 from tvm_backend.call import Call, Emitter, Value
 from tvm_backend.emit.table import EMIT
 from tvm_backend.kernel import Abi
-from tvm_backend.layout import CHANNEL_MULTIPLE, NO_HALO, Flat, Halo, Image, image
+from tvm_backend.layout import CHANNEL_MULTIPLE, NO_HALO, Flat, Halo, Image, code_offset, image
 
 HALO: Halo = (1, 2, 0, 1)
 LANE_SIZES = (1, 3, 4, 5, 15, 16, 17, 31, 33)
@@ -33,12 +34,12 @@ ALL = (
 each_target = pytest.mark.parametrize("target", ALL, ids=str)
 
 
-def codes(seed: int, *shape: int) -> Tensor:
-    """Random uint8 codes with both extremes."""
+def codes(seed: int, *shape: int, bits: int = 8) -> Tensor:
+    """Random codes of 8 or 16 bits with both extremes."""
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(0, 256, shape, generator=generator)
-    values.view(-1)[:1], values.view(-1)[-1:] = 0, 255
-    return values.to(torch.uint8)
+    values = torch.randint(0, 1 << bits, shape, generator=generator)
+    values.view(-1)[:1], values.view(-1)[-1:] = 0, (1 << bits) - 1
+    return values.to(width_of(bits).codes)
 
 
 def value(
@@ -46,11 +47,11 @@ def value(
     multiple: int = CHANNEL_MULTIPLE,
 ) -> Value:  # fmt: skip
     """The value that holds a tensor on a target."""
-    dtype = {torch.uint8: target.mac.storage, torch.int32: "int32", torch.float32: "float32"}
-    shape, stored = tuple(x.shape), dtype[x.dtype]
+    dtype = {torch.uint8: target.mac.storage, torch.uint16: "int16"}
+    shape, stored = tuple(x.shape), dtype.get(x.dtype, str(x.dtype).removeprefix("torch."))
     if x.dtype == torch.float32 or not 2 <= x.ndim <= 4:
         return Value(name, shape, Flat(shape, stored))
-    fill = None if zero_point is None else zero_point + target.mac.offset
+    fill = None if zero_point is None else zero_point + code_offset(stored)
     return Value(name, shape, image(shape, stored, halo, multiple), fill)
 
 
@@ -82,14 +83,14 @@ def check(
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     emitter: Emitter = EMIT[function]
     (kernel,) = emitter(Call("node", tuple(sources), arrays, numbers, output, target))
-    stored = [to_storage(x, v.storage, target.mac) for x, v in zip(inputs, sources, strict=True)]
+    stored = [to_storage(x, v.storage) for x, v in zip(inputs, sources, strict=True)]
     array = run_kernel(kernel, target, *stored, abi=abi)
-    result = from_storage(array, output.storage, target.mac, output.shape)
+    result = from_storage(array, output.storage, output.shape)
     assert result.dtype == expected.dtype
     different = np.argwhere((result != expected).numpy())
     assert not len(different), (
         f"{kernel.name} differs at {different[:5].tolist()}: "
         f"{result[tuple(different[0])]} instead of {expected[tuple(different[0])]}"
     )
-    if isinstance(output.storage, Image) and expected.dtype == torch.uint8:
-        assert_halo(array, output.storage, target.mac, zero_point)
+    if isinstance(output.storage, Image) and expected.dtype in (torch.uint8, torch.uint16):
+        assert_halo(array, output.storage, zero_point)

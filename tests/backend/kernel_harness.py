@@ -18,33 +18,31 @@ import numpy as np
 import pytest
 import torch
 
-from fxquant.targets import MacIdiom, Target
+from fxquant.targets import Target
 from tvm_backend.kernel import Abi, Kernel
-from tvm_backend.layout import Flat, Image, Storage
+from tvm_backend.layout import Flat, Image, Storage, code_offset
 from tvm_backend.tvm_api import PASS_CONFIG, s_tir, tirx, tvm
 
 GARBAGE = 0xA7  # what padding channels hold: a kernel must not depend on them
 SENTINEL = 0x5C  # fills output buffers before the call
 
 
-def to_storage(
-    codes: torch.Tensor, storage: Storage, mac: MacIdiom, zero_point: int = 0
-) -> np.ndarray:
+def to_storage(codes: torch.Tensor, storage: Storage, zero_point: int = 0) -> np.ndarray:
     """Codes in torch's axis order -> flat storage array; halo = zero point, padding = garbage.
 
     Args:
-        codes: uint8 codes, or int32/float32 values, which are stored as they are.
-        storage: Where they go.
-        mac: Decides whether uint8 codes are stored as `code - 128`.
-        zero_point: Zero point (uint8 domain) that fills the halo.
+        codes: Codes, or accumulators and floats, which are stored as they are.
+        storage: Where they go; its type decides about the offset of stored codes.
+        zero_point: Zero point (a code) that fills the halo.
     """
-    offset = mac.offset if storage.dtype in ("uint8", "int8") else 0
+    offset = code_offset(storage.dtype)
     values = codes.numpy().astype(np.float64 if storage.dtype == "float32" else np.int64) + offset
     if isinstance(storage, Flat):
         return np.ascontiguousarray(values.astype(storage.dtype)).reshape(-1)
     image = storage
-    out = np.full((image.n, image.rows, image.cols, image.channels), GARBAGE, np.uint8)
-    out = out.view(np.int8) if storage.dtype == "int8" else out.astype(storage.dtype)
+    stored = np.dtype(image.dtype)
+    garbage = np.full(image.size * stored.itemsize, GARBAGE, np.uint8).view(stored)
+    out = garbage.reshape(image.n, image.rows, image.cols, image.channels)
     out[..., : image.c] = zero_point + offset
     top, _, left, _ = image.halo
     inner = out[:, top : top + image.h, left : left + image.w]
@@ -62,12 +60,10 @@ def _nhwc(values: np.ndarray, image: Image) -> np.ndarray:
             return values.reshape(image.n, 1, 1, image.c)
 
 
-def from_storage(
-    array: np.ndarray, storage: Storage, mac: MacIdiom, torch_shape: tuple[int, ...]
-) -> torch.Tensor:
-    """The inverse of `to_storage`: halo and padding channels dropped, codes back to uint8."""
-    offset = mac.offset if storage.dtype in ("uint8", "int8") else 0
-    dtype = "uint8" if storage.dtype == "int8" else storage.dtype
+def from_storage(array: np.ndarray, storage: Storage, torch_shape: tuple[int, ...]) -> torch.Tensor:
+    """The inverse of `to_storage`: halo and padding channels dropped, plain codes."""
+    offset = code_offset(storage.dtype)
+    dtype = {"int8": "uint8", "int16": "uint16"}.get(storage.dtype, storage.dtype)
     if isinstance(storage, Flat):
         plain = array.reshape(torch_shape)
     else:
@@ -81,11 +77,11 @@ def from_storage(
     return torch.from_numpy(np.ascontiguousarray(wide.astype(dtype)))
 
 
-def assert_halo(array: np.ndarray, image: Image, mac: MacIdiom, zero_point: int) -> None:
+def assert_halo(array: np.ndarray, image: Image, zero_point: int) -> None:
     """Every value channel of the halo holds the stored zero point."""
     top, _, left, _ = image.halo
     full = array.reshape(image.n, image.rows, image.cols, image.channels)[..., : image.c].copy()
-    stored = zero_point + mac.offset
+    stored = zero_point + code_offset(image.dtype)
     full[:, top : top + image.h, left : left + image.w] = stored
     wrong = np.argwhere(full != stored)
     assert wrong.size == 0, f"halo differs from the zero point at (n, row, col, c) {wrong[:5]}"

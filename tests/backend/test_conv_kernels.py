@@ -10,7 +10,7 @@ import torch
 
 from fxquant.errors import UnsupportedError
 from fxquant.numerics import reference
-from fxquant.numerics.requantize import INT16_MAX
+from fxquant.numerics.width import WIDTH_8
 from fxquant.targets import (
     ARMV7_NEON,
     CORTEX_A53,
@@ -102,7 +102,7 @@ def _shift_numbers(seed: int) -> Numbers:
     """Each s in -14..24 on three channels, accumulators around the int16 bounds of t."""
     rng = np.random.default_rng(seed)
     shift = np.tile(np.arange(-14, 25), 3)
-    bound = np.ldexp(float(INT16_MAX), shift)
+    bound = np.ldexp(float(WIDTH_8.word_max), shift)
     bias = rng.uniform(-1.5, 1.5, len(shift)) * np.minimum(bound, 2.0**29)
     plain = make_numbers(ALL_SHIFTS, seed)
     multiplier = rng.choice([1 << 14, (1 << 15) - 1, 23170], len(shift))
@@ -166,9 +166,9 @@ def test_accumulators_equal_reference(target: Target, name: str) -> None:
     kernel = conv2d_accumulate_kernel(
         problem, weight=n.weight.numpy(), bias=n.bias.numpy(), target=target
     )
-    x = to_storage(n.x, problem.source, target.mac, case.input_zero_point)
+    x = to_storage(n.x, problem.source, case.input_zero_point)
     result = run_kernel(kernel, target, x, abi=Abi.BARE)
-    got = from_storage(result, problem.output, target.mac, case.output_shape)
+    got = from_storage(result, problem.output, case.output_shape)
     expected = reference.conv2d_accumulate(n.x, n.weight, n.bias, **case.window())
     assert_equal(got, expected, kernel)
 
@@ -188,7 +188,7 @@ def test_linear_equals_reference(target: Target, shape: tuple[int, ...]) -> None
     shift = torch.randint(-1, 6, (o,), generator=g).to(torch.int8)
     source, output = (image((*rows, c), target.mac.storage) for c in (k, o))
     common = {"weight": weight.numpy(), "bias": bias.numpy(), "target": target}
-    stored = to_storage(x, source, target.mac)
+    stored = to_storage(x, source)
 
     kernel = linear_kernel(
         source, output, OutputGrid(9, 0, 250), input_zero_point=77,
@@ -199,13 +199,13 @@ def test_linear_equals_reference(target: Target, shape: tuple[int, ...]) -> None
         x, weight, bias, multiplier, shift,
         input_zero_point=77, output_zero_point=9, qmin=0, qmax=250,
     )  # fmt: skip
-    assert_equal(from_storage(result, output, target.mac, (*rows, o)), expected, kernel)
+    assert_equal(from_storage(result, output, (*rows, o)), expected, kernel)
 
     wide = replace(output, dtype="int32")
     kernel = linear_accumulate_kernel(source, wide, input_zero_point=77, **common)
     result = run_kernel(kernel, target, stored, abi=Abi.BARE)
     expected = reference.linear_accumulate(x, weight, bias, input_zero_point=77)
-    assert_equal(from_storage(result, wide, target.mac, (*rows, o)), expected, kernel)
+    assert_equal(from_storage(result, wide, (*rows, o)), expected, kernel)
 
 
 @pytest.mark.parametrize("name", ["odd", "residual", "depthwise"])

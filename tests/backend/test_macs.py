@@ -22,24 +22,24 @@ from fxquant.targets import (
 from tests.backend.kernel_harness import run_kernel
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Flat
-from tvm_backend.macs import MACS, mac_of
+from tvm_backend.macs import MACS, Mac, mac_of, wide_mac_of
 from tvm_backend.macs.vector import load, store
 
 ROWS = 64
 
 
-def _mac_kernel(target: Target, steps: int) -> Kernel:
+def _mac_kernel(mac: Mac, steps: int) -> Kernel:
     """ROWS independent chains of `steps` multiply-accumulates."""
-    mac = mac_of(target.mac)
-    lanes, reduction = target.mac.lanes, target.mac.reduction
+    idiom = mac.idiom
+    lanes, reduction = idiom.lanes, idiom.reduction
     per_step = lanes * reduction
     params = (
-        Param("x", (ROWS * steps * reduction,), target.mac.storage),
+        Param("x", (ROWS * steps * reduction,), idiom.storage),
         Param("w", (ROWS * steps * per_step,), "int8"),
-        Param("acc", (ROWS * lanes,), "int32"),
-        Param("y", (ROWS * lanes,), "int32"),
+        Param("acc", (ROWS * lanes,), idiom.accumulator),
+        Param("y", (ROWS * lanes,), idiom.accumulator),
     )
-    name = f"mac_test_{steps}__{target.mac.name}"
+    name = f"mac_test_{steps}__{idiom.name}"
 
     def build(abi: Abi):
         with prim_func(name, params, abi) as (built, p):
@@ -60,35 +60,43 @@ def _mac_kernel(target: Target, steps: int) -> Kernel:
 def _operands(idiom: MacIdiom, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Random operands; the first rows hold every combination of extremes."""
     rng = np.random.default_rng(7)
-    low, high = (-128, 127) if idiom.signed_activations else (0, 255)
+    limits = np.iinfo(idiom.storage)
+    low, high = int(limits.min), int(limits.max)
     x = rng.integers(low, high + 1, (ROWS, steps, idiom.reduction))
     w = rng.integers(-128, 128, (ROWS, steps, idiom.lanes, idiom.reduction))
     extremes = [(a, b) for a in (low, high) for b in (-128, -127, 127)]
     for row, (a, b) in enumerate(extremes):
         x[row], w[row] = a, b
-    acc = rng.integers(-(1 << 30), 1 << 30, (ROWS, idiom.lanes))
-    return x.astype(idiom.storage), w.astype("int8"), acc.astype("int32")
+    largest = 1 << (30 if idiom.accumulator == "int32" else 48)
+    acc = rng.integers(-largest, largest, (ROWS, idiom.lanes))
+    return x.astype(idiom.storage), w.astype("int8"), acc.astype(idiom.accumulator)
 
 
-def _check(target: Target, steps: int) -> None:
-    x, w, acc = _operands(target.mac, steps)
+def _check(target: Target, mac: Mac, steps: int) -> None:
+    x, w, acc = _operands(mac.idiom, steps)
     expected = acc + np.einsum("nsr,nslr->nl", x.astype("int64"), w.astype("int64"))
-    kernel = _mac_kernel(target, steps)
+    kernel = _mac_kernel(mac, steps)
     got = run_kernel(kernel, target, x.reshape(-1), w.reshape(-1), acc.reshape(-1))
     assert (got.reshape(expected.shape) == expected).all()
 
 
+def _check_all(target: Target) -> None:
+    """The idiom for 8-bit activations and both for 16-bit ones."""
+    macs = [mac_of(target.mac), wide_mac_of(target, "int32"), wide_mac_of(target, "int64")]
+    for mac in macs:
+        for steps in {1, mac.unroll}:
+            _check(target, mac, steps)
+
+
 @pytest.mark.parametrize("target", [X86_VNNI, X86_AVX512, X86_AVX2, GENERIC], ids=str)
 def test_host_mac_equals_description(target: Target) -> None:
-    for steps in {1, mac_of(target.mac).unroll}:
-        _check(target, steps)
+    _check_all(target)
 
 
 @pytest.mark.qemu
 @pytest.mark.parametrize("target", [CORTEX_A53, CORTEX_A76, NEOVERSE_V1, ARMV7_NEON], ids=str)
 def test_arm_mac_equals_description(target: Target) -> None:
-    for steps in {1, mac_of(target.mac).unroll}:
-        _check(target, steps)
+    _check_all(target)
 
 
 def test_every_idiom_has_an_implementation_of_its_name() -> None:

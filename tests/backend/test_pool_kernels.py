@@ -33,6 +33,7 @@ def test_max_pool2d(target: Target, channels: int) -> None:
         (ADAPTIVE, ADAPTIVE),
         (DILATED, windows(9, 2, 2, 0)),
         (((0, 7, 1),), ((0, 9, 1),)),
+        (((0, 7, 1),), ((0, 9, 1), (0, 9, 1))),  # too many taps to unroll
     ):
         check(reference.max_pool2d, target, [x], {"rows": rows, "cols": cols}, halo=HALO)
 

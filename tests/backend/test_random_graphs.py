@@ -23,7 +23,7 @@ from fxquant.targets import (
     Target,
 )
 from tests.graphs import quantize_model, tensors
-from tests.random_graphs import RandomNet, networks
+from tests.random_graphs import RandomNet, mixed_networks, networks
 from tests.tolerance import assert_same
 
 pytest.importorskip("tvm", reason="the backend needs apache-tvm")
@@ -78,6 +78,24 @@ def test_host_kernels_equal_the_reference(target: Target) -> None:
 
 
 @pytest.mark.isa
+@pytest.mark.parametrize("target", [X86_AVX2, X86_VNNI, GENERIC], ids=str)
+def test_wide_kernels_equal_the_reference(target: Target) -> None:
+    """16-bit activations, with some operators at 8 bits."""
+    host_or_skip(target)
+
+    @settings(FEW, max_examples=3)
+    @given(mixed_networks())
+    def run(case: tuple[RandomNet, Tensor, Config]) -> None:
+        model, x, config = case
+        quantized = quantize_model(model, [x], config)
+        compiled = tvm_backend.compile(quantized, target)
+        for inputs in probes(x):
+            check_equal(compiled(inputs), quantized.reference(inputs))
+
+    run()
+
+
+@pytest.mark.isa
 def test_low_bit_kernels_equal_the_reference() -> None:
     @FEW
     @given(networks(steps=4))
@@ -98,12 +116,14 @@ def test_emulated_kernels_equal_the_reference(target: Target) -> None:
             pytest.skip(f"{tool} is not installed")
 
     @settings(FEW, max_examples=2)
-    @given(networks(steps=4))
-    def run(case: tuple[RandomNet, Tensor]) -> None:
-        model, x = case
+    @given(mixed_networks())
+    def run(case: tuple[RandomNet, Tensor, Config]) -> None:
+        model, x, config = case
         quantized = quantize_model(model, [x])
         compiled = tvm_backend.compile(quantized, target)
         check_equal(compiled.run_emulated(x), quantized.reference(x))
+        wide = quantize_model(model, [x], config)
+        check_equal(tvm_backend.compile(wide, target).run_emulated(x), wide.reference(x))
         with pytest.raises(TargetError):
             compiled(x)  # foreign code does not run here
 

@@ -94,7 +94,7 @@ def test_non_finite_values_are_refused(estimator: RangeEstimator, bad: float) ->
     ids=["zeros", "positive", "negative", "subnormal", "mixed", "huge", "single"],
 )
 def test_degenerate_data_gives_a_usable_grid(estimator: RangeEstimator, x: Tensor) -> None:
-    for bits in (2, 8):
+    for bits in (2, 8, 16):
         spec = activation_spec(bits)
         low, high = estimator.estimate(statistics_of(x), spec)
         assert math.isfinite(low) and math.isfinite(high) and low <= high
@@ -112,6 +112,17 @@ def test_mse_is_never_worse_than_min_max(seed: int, bits: int) -> None:
     # The histogram rounds values to bins 1/2048 of the span wide: a small share of an 8-bit step.
     bin_error = (2 * statistics.edge / 2048) ** 2
     assert chosen <= whole * 1.01 + bin_error
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+def test_sixteen_bits_keep_the_bulk_of_the_range(estimator: RangeEstimator) -> None:
+    """65,536 levels are finer than the histogram: clipping costs more than rounding."""
+    x = torch.randn(20000, generator=torch.Generator().manual_seed(0))
+    low, high = estimator.estimate(statistics_of(x), activation_spec(16))
+    assert low < -3 and high > 3
+    if isinstance(estimator, Mse):
+        whole = quantization_error(x, float(x.min()), float(x.max()), 16)
+        assert quantization_error(x, low, high, 16) <= 1.01 * whole
 
 
 def test_mse_cuts_outliers_at_low_bits() -> None:

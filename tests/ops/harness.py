@@ -21,6 +21,7 @@ from fxquant.numerics.types import (
     qparams_from_range,
     weight_spec,
 )
+from fxquant.numerics.width import WIDTH_16
 from fxquant.ops import OPS, Input, Operand, QuantCall
 from tests.strategies import random_codes, random_weight
 from tests.tolerance import ACCUMULATORS, assert_close, assert_within_lsb
@@ -111,10 +112,12 @@ def run_integer(
 
     result = integer.function(*[resolve(a) for a in integer.args], **integer.kwargs)
     if integer.float_output is None:
-        assert result.dtype == torch.uint8
+        assert output is not None and result.dtype == output.width.codes
         return result
     lower, upper = integer.float_output.clamp
-    assert result.dtype == torch.int32
+    x = operands.get("x")
+    wide = isinstance(x, Value) and x.grid.width is WIDTH_16
+    assert result.dtype == (torch.int64 if wide else torch.int32)
     return dequantize_accumulator(
         result, integer.float_output.scale, axis=integer.float_output.axis, lower=lower, upper=upper
     )

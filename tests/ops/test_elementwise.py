@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from fxquant.errors import NumericsError
 from fxquant.numerics import reference
+from fxquant.numerics.width import width_of
 from fxquant.ops.arithmetic import add, concat, mul
 from fxquant.ops.elementwise import FUNCTIONS, affine, clamp, power, prelu
 from fxquant.ops.opdef import Operand
@@ -31,7 +32,8 @@ def all_codes(bits: int, zero_point: int, span: float = 6.0) -> Value:
     """Every code of a grid once."""
     levels = 1 << bits
     scale = float(torch.tensor(span / (levels - 1)))
-    return Value(torch.arange(levels, dtype=torch.uint8), Operand(scale, zero_point, 0, levels - 1))
+    codes = torch.arange(levels, dtype=torch.int32).to(width_of(bits).codes)
+    return Value(codes, Operand(scale, zero_point, 0, levels - 1))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxquant
-from fxquant.numerics.requantize import SMALLEST_MULTIPLIER
 from fxquant.numerics.types import QParams, activation_spec, weight_spec
+from fxquant.numerics.width import WIDTH_8
 from fxquant.solvers import BiasCorrection, RoundToNearest
 from fxquant.solvers.scale_search import floor_scale, max_scale, round_to_grid, search_scale
 from tests.graphs import fused, ops_of
@@ -59,7 +59,7 @@ def test_floor_keeps_bias_and_multiplier_in_range() -> None:
     raised, count = floor_scale(scale, bias, grid(0.02), grid(0.05))
     assert count == 3 and raised[3] == 0.01
     assert bool(((bias.double().abs() / (raised * 0.02)) < 2**29).all())
-    assert bool((raised * 0.02 / 0.05 >= SMALLEST_MULTIPLIER).all())
+    assert bool((raised * 0.02 / 0.05 >= WIDTH_8.smallest_multiplier).all())
     QParams(weight_spec(8), raised.float(), torch.zeros(4, dtype=torch.int32))
 
 

@@ -79,6 +79,18 @@ def test_round_trip_is_the_same_network(quantized: fxquant.Quantized, stored: Pa
     assert loaded.float_islands == quantized.float_islands
 
 
+def test_round_trip_of_mixed_widths(tmp_path: Path) -> None:
+    """16-bit values beside 8-bit ones come back, and run alike."""
+    x = torch.randn(4, 3, 9, 11)
+    config = fxquant.Config(default=fxquant.OpConfig(4, 16), names={"body": fxquant.OpConfig()})
+    torch.manual_seed(0)
+    wide = fxquant.quantize(Net(), [x], x[:1], config, progress=False)
+    wide.save(tmp_path / "wide.fxq")
+    loaded = fxquant.load(tmp_path / "wide.fxq")
+    assert torch.equal(loaded.reference(x), wide.reference(x))
+    assert {"u16", "u8"} <= set(str(loaded).split())
+
+
 def test_same_network_same_bytes(
     quantized: fxquant.Quantized, stored: Path, tmp_path: Path
 ) -> None:
@@ -151,6 +163,10 @@ def _set(node: str, /, **fields: Any) -> Callable[[dict[str, Any], Any], None]:
     return change
 
 
+def _grid(node: str, /, **fields: Any) -> Callable[[dict[str, Any], Any], None]:
+    return lambda document, _: _node(document, node)["quant"]["spec"].update(fields)
+
+
 def _drop(tensor: str) -> Callable[[Any, dict[str, torch.Tensor]], None]:
     return lambda _, tensors: tensors.pop(tensor)
 
@@ -176,6 +192,8 @@ HOSTILE = {
     "no bits": lambda d, _: next(n for n in d["nodes"] if "quant" in n)["quant"]["spec"].pop(
         "bits"
     ),
+    "weight of 16 bits": _grid("body_weight", bits=16),
+    "signed activation": _grid("stem", signed=True),
     "zero scale": lambda d, _: _node(d, "x")["quant"].update(scale=0.0),
     "nan bias": lambda _, t: next(t[k] for k in t if "bias" in k).fill_(float("nan")),
     "nodes is a number": lambda d, _: d.update(nodes=7),

@@ -1,4 +1,6 @@
-"""avg_pool2d: int32 sums of vectors of channels, one requantization a window.
+"""avg_pool2d: sums of vectors of channels, one requantization a window.
+
+Sums are int32; int64 where a window of 16-bit codes may exceed it.
 
 The zero point is subtracted once (`sum - count * zp`). Windows are walked with up to four
 vectors of channels at a time, so that every cache line is read once.
@@ -15,18 +17,20 @@ from typing import Any
 
 import numpy as np
 
+from fxquant.numerics.accumulator import INT32_MAX
 from tvm_backend.call import Call, Value
+from tvm_backend.emit.elementwise import code_bound
 from tvm_backend.emit.fill import fill_halo
 from tvm_backend.emit.loops import load_as, splat, spread_loop, store, vector_type
 from tvm_backend.emit.naming import kernel_name
-from tvm_backend.emit.requant import Grid, output_grid, scale, scale_by, to_stored
+from tvm_backend.emit.requant import Grid, Numbers, output_grid, scale, scale_by, to_stored
 from tvm_backend.emit.windows import Run, Window, runs
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.tvm_api import IN_REGISTERS, T
 
 _VECTORS = 4
 
-# (int32 sum, index of the window, bound of the sum) -> what is stored
+# (sum, index of the window, bound of the sum) -> what is stored
 _Finish = Callable[[Any, Any, int], Any]
 
 
@@ -73,34 +77,29 @@ def avg_pool2d(call: Call) -> tuple[Kernel, ...]:
     else:
         pool = _pool(call, "avg_pool2d", multiplier.size, grid)
         build = partial(_build, pool, partial(_by_table, multiplier.size, grid))
-        constants = (_tables(multiplier, shift),)
+        constants = (np.concatenate(Numbers.of(multiplier, shift)),)
     return (Kernel(pool.name, build, (pool.source.storage,), constants, pool.output.storage),)
 
 
 def _pool(call: Call, op: str, tables: int, *details: Any) -> _Pool:
     source, output = call.inputs[0], call.output
     rows, cols = tuple(call.numbers["rows"]), tuple(call.numbers["cols"])
-    zero_point = call.numbers["zero_point"] + call.offset
+    zero_point = call.numbers["zero_point"] + source.offset
     name = kernel_name(op, (source,), output, call.target, rows, cols, zero_point, tables, *details)
     return _Pool(name, source, output, rows, cols, zero_point, tables)
 
 
-def _tables(multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Rows of `scale_by`'s numbers: multiplier, right, left, half; `[4 * windows]`."""
-    right, left = np.maximum(shift, 0), np.maximum(-shift, 0)
-    half = (1 << right) >> 1
-    return np.stack([multiplier, right, left, half]).astype(np.int32).reshape(-1)
-
-
 def _immediate(multiplier: int, shift: int, grid: Grid, tables: Any) -> _Finish:
     del tables
-    return lambda acc, window, bound: to_stored(scale(acc, multiplier, shift, bound), grid)
+    return lambda acc, window, bound: to_stored(
+        scale(acc, multiplier, shift, bound, grid.width), grid
+    )
 
 
 def _by_table(windows: int, grid: Grid, tables: Any) -> _Finish:
     def finish(acc: Any, window: Any, bound: int) -> Any:
-        m, right, left, half = (tables[row * windows + window] for row in range(4))
-        return to_stored(scale_by(acc, m, right, left, half, bound), grid)
+        numbers = Numbers(*(tables[row * windows + window] for row in range(4)))
+        return to_stored(scale_by(acc, numbers, bound, grid.width), grid)
 
     return finish
 
@@ -128,6 +127,8 @@ def _block(pool: _Pool, row: Run, col: Run, x: Any, y: Any, finish: _Finish, abi
     vectors = max(v for v in range(1, _VECTORS + 1) if total % v == 0)
     groups = total // vectors
     count = row.size * col.size
+    bound = code_bound(pool.source) * count
+    wide = "int32" if 2 * bound <= INT32_MAX else "int64"  # with the zero points subtracted first
     work = result.n * row.count * col.count * total * lanes * count
     with (
         spread_loop(result.n * row.count * groups, work, abi) as i,
@@ -135,16 +136,16 @@ def _block(pool: _Pool, row: Run, col: Run, x: Any, y: Any, finish: _Finish, abi
     ):
         c = (i % groups) * (vectors * lanes)
         n, h = i // groups // row.count, i // groups % row.count
-        sums = T.alloc_buffer((vectors,), vector_type("int32", lanes), annotations=IN_REGISTERS)
+        sums = T.alloc_buffer((vectors,), vector_type(wide, lanes), annotations=IN_REGISTERS)
         for v in range(vectors):
-            start = splat(-count * pool.zero_point, "int32", lanes)
+            start = splat(-count * pool.zero_point, wide, lanes)
             T.buffer_store(sums, start, [v])
         with T.serial(row.size) as a, T.serial(col.size) as b:
             base = image.offset(n, row.tap(h, a), col.tap(j, b), c)
             for v in range(vectors):
-                codes = load_as(x, base + v * lanes, "int32", lanes)
+                codes = load_as(x, base + v * lanes, wide, lanes)
                 T.buffer_store(sums, sums[v] + codes, [v])
         window = (row.first + h) * len(pool.cols) + col.first + j
         target = result.offset(n, row.first + h, col.first + j, c)
         for v in range(vectors):
-            store(y, target + v * lanes, finish(sums[v], window, 255 * count), lanes)
+            store(y, target + v * lanes, finish(sums[v], window, bound), lanes)

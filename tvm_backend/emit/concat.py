@@ -18,12 +18,13 @@ from fxquant.numerics import reference
 from tvm_backend.call import Call, Value
 from tvm_backend.emit.axis_map import channel_axis
 from tvm_backend.emit.copies import Convert, chunks, copy_run
+from tvm_backend.emit.elementwise import code_bound
 from tvm_backend.emit.fill import fill_halo
 from tvm_backend.emit.loops import all_indices, image_rows, store, vector_type
 from tvm_backend.emit.naming import kernel_name
 from tvm_backend.emit.requant import Grid, output_grid, scale, to_stored
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
-from tvm_backend.layout import Image
+from tvm_backend.layout import Image, code_width
 from tvm_backend.tvm_api import T
 
 
@@ -35,12 +36,14 @@ class _Operand:
         zero_point: Stored zero point.
         multiplier: m.
         shift: s.
+        bound: Largest magnitude of `code - zero_point`.
         exact: Whether the requantization maps every code to itself.
     """
 
     zero_point: int
     multiplier: int
     shift: int
+    bound: int
     exact: bool
 
 
@@ -49,23 +52,27 @@ def concat(call: Call) -> tuple[Kernel, ...]:
     numbers, grid = call.numbers, output_grid(call)
     axis = numbers["axis"] % len(call.output.shape)
     operands = tuple(
-        _Operand(zp + call.offset, m, s, _is_identity(call, zp, m, s))
-        for zp, m, s in zip(
-            numbers["zero_points"], numbers["multipliers"], numbers["shifts"], strict=True
+        _Operand(zp + value.offset, m, s, code_bound(value), _is_identity(call, value, zp, m, s))
+        for value, zp, m, s in zip(
+            call.inputs, numbers["zero_points"], numbers["multipliers"], numbers["shifts"],
+            strict=True,
         )
-    )
+    )  # fmt: skip
     name = kernel_name("concat", call.inputs, call.output, call.target, axis, operands, grid)
     build = partial(_build, name, call.inputs, call.output, axis, operands, grid)
     storages = tuple(v.storage for v in call.inputs)
     return (Kernel(name, build, storages, (), call.output.storage),)
 
 
-def _is_identity(call: Call, zero_point: int, multiplier: int, shift: int) -> bool:
-    codes = torch.arange(256, dtype=torch.uint8)
+def _is_identity(call: Call, value: Value, zero_point: int, multiplier: int, shift: int) -> bool:
+    if value.storage.dtype != call.output.storage.dtype:
+        return False
+    width = code_width(value.storage.dtype)
+    codes = torch.arange(1 << width.bits, dtype=torch.int32).to(width.codes)
     moved = reference.requantize(
         codes, zero_point=zero_point, multiplier=multiplier, shift=shift,
         output_zero_point=call.numbers["output_zero_point"],
-        qmin=call.numbers["qmin"], qmax=call.numbers["qmax"],
+        qmin=call.numbers["qmin"], qmax=call.numbers["qmax"], width=width.bits,
     )  # fmt: skip
     return bool((moved == codes).all())
 
@@ -76,7 +83,9 @@ def _converter(operand: _Operand, grid: Grid) -> Convert | None:
 
     def convert(vector: Any, lanes: int) -> Any:
         codes = T.cast(vector, vector_type("int32", lanes)) - operand.zero_point
-        return to_stored(scale(codes, operand.multiplier, operand.shift, 255), grid)
+        return to_stored(
+            scale(codes, operand.multiplier, operand.shift, operand.bound, grid.width), grid
+        )
 
     return convert
 

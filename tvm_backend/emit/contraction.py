@@ -115,7 +115,7 @@ def _stuffed(call: Call) -> tuple[Kernel, ConvProblem]:
     cols = _insertion(w, sw, padding[2], padding[3])
     halo: Halo = tuple(max(p, 0) for p in padding)  # type: ignore[assignment]
     shape = (n, c, len(rows), len(cols))
-    zero_point = numbers["input_zero_point"] + call.offset
+    zero_point = numbers["input_zero_point"] + source.offset
     stuffed = Value(
         f"{call.node}_stuffed", shape, image(shape, source.storage.dtype, halo), zero_point
     )

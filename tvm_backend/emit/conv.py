@@ -7,10 +7,11 @@ import numpy as np
 from fxquant.targets import Target
 from tvm_backend.emit.conv_gemm import gemm_kernel
 from tvm_backend.emit.conv_problem import ConvProblem
+from tvm_backend.emit.conv_stage import conv_mac, requantize_stage
 from tvm_backend.emit.depthwise import covers, depthwise_kernel
-from tvm_backend.emit.epilogue import Accumulate, OutputStage, Requantize
-from tvm_backend.emit.epilogue_isa import epilogue_isa
+from tvm_backend.emit.epilogue import Accumulate, OutputStage
 from tvm_backend.kernel import Kernel
+from tvm_backend.macs import Mac
 from tvm_backend.schedule.tiles import Tile
 
 
@@ -24,28 +25,21 @@ def conv2d_kernel(
     target: Target,
     tile: Tile | None = None,
 ) -> Kernel:
-    """`reference.conv2d`: inputs x[, residual], 8-bit output.
+    """`reference.conv2d`: inputs x[, residual], output codes.
 
     Args:
         problem: Storages and geometry.
         weight: int8 `[O, C/groups, KH, KW]`.
-        bias: int32 `[O]`.
-        multiplier: int16 `[O]`.
+        bias: int32 or int64 `[O]`.
+        multiplier: int16 or int32 `[O]`.
         shift: int8 `[O]`.
         target: Device.
         tile: Register tile; by default chosen by the cost model.
     """
-    depthwise = covers(problem, target)
-    stage = Requantize(
-        epilogue_isa(target),
-        problem.output,
-        problem.grid,
-        np.asarray(multiplier),
-        np.asarray(shift),
-        problem.residual,
-        natural=problem.groups > 1 and not depthwise,
-    )
-    return _kernel(problem, stage, np.asarray(weight), bias, target, tile)
+    mac = conv_mac(problem, np.asarray(weight), bias, target)
+    natural = problem.groups > 1 and not covers(problem, mac)
+    stage = requantize_stage(problem, mac, multiplier, shift, target, natural)
+    return _kernel(problem, stage, np.asarray(weight), bias, mac, tile)
 
 
 def conv2d_accumulate_kernel(
@@ -56,9 +50,10 @@ def conv2d_accumulate_kernel(
     target: Target,
     tile: Tile | None = None,
 ) -> Kernel:
-    """`reference.conv2d_accumulate`: input x, int32 output; arguments as `conv2d_kernel`."""
-    stage = Accumulate(problem.output, target.mac.lanes)
-    return _kernel(problem, stage, np.asarray(weight), bias, target, tile)
+    """`reference.conv2d_accumulate`: input x, output accumulators; arguments as `conv2d_kernel`."""
+    mac = conv_mac(problem, np.asarray(weight), bias, target)
+    stage = Accumulate(problem.output, mac.idiom)
+    return _kernel(problem, stage, np.asarray(weight), bias, mac, tile)
 
 
 def _kernel(
@@ -66,9 +61,9 @@ def _kernel(
     stage: OutputStage,
     weight: np.ndarray,
     bias: np.ndarray,
-    target: Target,
+    mac: Mac,
     tile: Tile | None,
 ) -> Kernel:
-    if covers(problem, target):
-        return depthwise_kernel(problem, stage, weight, bias, target, tile)
-    return gemm_kernel("conv2d", problem, stage, weight, bias, target, tile)
+    if covers(problem, mac):
+        return depthwise_kernel(problem, stage, weight, bias, mac, tile)
+    return gemm_kernel("conv2d", problem, stage, weight, bias, mac, tile)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fxquant.targets import Target
+from fxquant.targets import MacIdiom
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputStage, pad_channels
+from tvm_backend.emit.naming import SHORT
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Storage
 from tvm_backend.schedule.tiles import Tile
@@ -24,14 +25,13 @@ def fold_zero_point(
 
 
 def kernel_name(
-    operator: str, problem: ConvProblem, stage: OutputStage, tile: Tile, target: Target
+    operator: str, problem: ConvProblem, stage: OutputStage, tile: Tile, idiom: MacIdiom
 ) -> str:
     """`<out>_<in>_qc8w_<op>_<source>_<output>_<geometry>_<tile><stage>__<idiom>`."""
-    kinds = {"uint8": "qu8", "int8": "qs8", "int32": "s32"}
     return (
-        f"{kinds[problem.output.dtype]}_{kinds[problem.source.dtype]}_qc8w_{operator}"
+        f"{SHORT[problem.output.dtype]}_{SHORT[problem.source.dtype]}_qc8w_{operator}"
         f"_{problem.source}_{problem.output}_{problem.geometry}_{tile}{stage.suffix}"
-        f"__{target.mac.name}"
+        f"__{idiom.name}"
     )
 
 

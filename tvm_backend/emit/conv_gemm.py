@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from fxquant.targets import Target
 from tvm_backend.emit.conv_assemble import assemble, fold_zero_point, kernel_name
 from tvm_backend.emit.conv_loops import TileAt, visit_tiles
 from tvm_backend.emit.conv_pack import (
@@ -28,7 +27,7 @@ from tvm_backend.emit.conv_pack import (
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputStage
 from tvm_backend.kernel import Abi, Kernel
-from tvm_backend.macs import Mac, mac_of
+from tvm_backend.macs import Mac
 from tvm_backend.macs.vector import load, loop, registers
 from tvm_backend.schedule.tiles import Tile, choose_tile
 from tvm_backend.tvm_api import T
@@ -40,7 +39,7 @@ def gemm_kernel(
     stage: OutputStage,
     weight: np.ndarray,
     bias: np.ndarray,
-    target: Target,
+    mac: Mac,
     tile: Tile | None = None,
 ) -> Kernel:
     """The kernel of a convolution with a given output stage.
@@ -50,18 +49,17 @@ def gemm_kernel(
         problem: Storages and geometry.
         stage: What happens to the accumulators.
         weight: int8 `[O, C/groups, KH, KW]`.
-        bias: int32 `[O]`.
-        target: Device.
+        bias: `[O]`.
+        mac: Multiplies and accumulates.
         tile: Register tile; by default chosen by the cost model.
     """
-    mac = mac_of(target.mac)
-    lanes = target.mac.lanes
+    lanes = mac.idiom.lanes
     vectors = -(-problem.output.c // lanes)
     reduction = reduction_ranges(problem, vectors, mac)
     if tile is None:
         output, steps = problem.output, reduction.steps * problem.taps
         shared = problem.groups == 1
-        tile = choose_tile(target.mac, output.h, output.w, vectors, steps, shared)
+        tile = choose_tile(mac.idiom, output.h, output.w, vectors, steps, shared)
     blocks = channel_blocks(vectors, tile.vectors, stage)
     channels = slot_channels(blocks, stage, lanes)
     packed = pack_weights(problem, weight, blocks, channels, reduction, mac)
@@ -71,7 +69,7 @@ def gemm_kernel(
     folded = fold_zero_point(problem, weight, bias, vectors * lanes)
     constants += stage.constants(folded, blocks.all_chunks())
     emitter = _GemmEmitter(problem, stage, mac, tile, blocks, reduction)
-    name = kernel_name(operator, problem, stage, tile, target)
+    name = kernel_name(operator, problem, stage, tile, mac.idiom)
     return assemble(name, problem, stage, constants, emitter.emit)
 
 
@@ -101,7 +99,7 @@ class _GemmEmitter:
 
     def _emit_tile(self, buffers: dict[str, Any], at: TileAt) -> None:
         vectors, pixels = at.span.step, at.pixels
-        acc = registers(len(pixels) * vectors, f"int32x{self.lanes}")
+        acc = registers(len(pixels) * vectors, f"{self.mac.idiom.accumulator}x{self.lanes}")
         slot = T.Bind(at.vector * self.lanes)
         for v in range(vectors):
             bias = T.Bind(load(buffers["bias"], slot + v * self.lanes, self.lanes))

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from fxquant.errors import UnsupportedError
 from tvm_backend.emit.epilogue import OutputGrid, Residual
-from tvm_backend.layout import Image
+from tvm_backend.layout import Image, code_offset
 
 
 @dataclass(frozen=True, slots=True)
 class ConvProblem:
-    """A convolution between two images; zero points and bounds in the uint8 domain.
+    """A convolution between two images; zero points and bounds are codes.
 
     Attributes:
         source: Input; its halo covers the padding and holds the zero point.
@@ -22,7 +22,7 @@ class ConvProblem:
         dilation: `(dh, dw)`.
         groups: Channel groups.
         input_zero_point: Zero point of the input.
-        output_zero_point: Zero point of the output (unused for int32 outputs).
+        output_zero_point: Zero point of the output (unused for accumulators).
         qmin: Lower clip.
         qmax: Upper clip.
         residual: Second operand or None.
@@ -83,7 +83,7 @@ class ConvProblem:
     @property
     def stored_input_zero_point(self) -> int:
         """Zero point of the input as stored."""
-        return self.input_zero_point - (128 if self.source.dtype == "int8" else 0)
+        return self.input_zero_point + code_offset(self.source.dtype)
 
     @property
     def geometry(self) -> str:

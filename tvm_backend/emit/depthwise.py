@@ -11,25 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from fxquant.targets import Target
 from tvm_backend.emit.conv_assemble import assemble, fold_zero_point, kernel_name
 from tvm_backend.emit.conv_loops import TileAt, visit_tiles
 from tvm_backend.emit.conv_pack import ChannelBlocks, slot_channels
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputStage
 from tvm_backend.kernel import Abi, Kernel
-from tvm_backend.macs import Mac, mac_of
+from tvm_backend.macs import Mac
 from tvm_backend.macs.vector import constant, load, loop, registers
 from tvm_backend.schedule.tiles import Span, Tile, choose_depthwise_tile
 from tvm_backend.tvm_api import T
 
 
-def covers(problem: ConvProblem, target: Target) -> bool:
+def covers(problem: ConvProblem, mac: Mac) -> bool:
     """Whether the problem is depthwise and its pixels are whole vectors.
 
     The quantized network input has pixels of 4 channels; it is left to the matrix product.
     """
-    return problem.depthwise and problem.source.channels % target.mac.lanes == 0
+    return problem.depthwise and problem.source.channels % mac.idiom.lanes == 0
 
 
 def depthwise_kernel(
@@ -37,7 +36,7 @@ def depthwise_kernel(
     stage: OutputStage,
     weight: np.ndarray,
     bias: np.ndarray,
-    target: Target,
+    mac: Mac,
     tile: Tile | None = None,
 ) -> Kernel:
     """The kernel of a depthwise convolution with a given output stage.
@@ -46,22 +45,22 @@ def depthwise_kernel(
         problem: Storages and geometry, with groups == input channels == output channels.
         stage: What happens to the accumulators.
         weight: int8 `[C, 1, KH, KW]`.
-        bias: int32 `[C]`.
-        target: Device.
+        bias: `[C]`.
+        mac: Multiplies and accumulates.
         tile: Register tile of one row of pixels; by default a rule.
     """
-    mac, lanes = mac_of(target.mac), target.mac.lanes
+    lanes = mac.idiom.lanes
     vectors = -(-problem.output.c // lanes)
     sizes = stage.chunk_sizes()
     if tile is None:
-        tile = choose_depthwise_tile(target.mac, problem.output.w, max(sizes))
+        tile = choose_depthwise_tile(mac.idiom, problem.output.w, max(sizes))
     blocks = ChannelBlocks(tuple(_spans(vectors, sizes)), sizes)
     channels = slot_channels(blocks, stage, lanes)
     packed = _pack(weight, blocks, channels, mac)
     folded = fold_zero_point(problem, weight, bias, vectors * lanes)
     constants = [("weights", packed), *stage.constants(folded, blocks.all_chunks())]
     emitter = _DepthwiseEmitter(problem, stage, mac, tile, blocks)
-    name = kernel_name("dwconv2d", problem, stage, tile, target)
+    name = kernel_name("dwconv2d", problem, stage, tile, mac.idiom)
     return assemble(name, problem, stage, constants, emitter.emit)
 
 
@@ -124,7 +123,7 @@ class _DepthwiseEmitter:
 
     def _emit_tile(self, buffers: dict[str, Any], at: TileAt) -> None:
         vectors = at.span.step
-        acc = registers(at.tw * vectors, f"int32x{self.lanes}")
+        acc = registers(at.tw * vectors, f"{self.mac.idiom.accumulator}x{self.lanes}")
         slot = T.Bind(at.vector * self.lanes)
         for v in range(vectors):
             bias = T.Bind(load(buffers["bias"], slot + v * self.lanes, self.lanes))

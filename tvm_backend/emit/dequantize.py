@@ -20,6 +20,7 @@ from tvm_backend.emit.loops import (
     splat,
     spread_loop,
     store,
+    to_float32,
     vector_type,
 )
 from tvm_backend.emit.naming import kernel_name
@@ -27,14 +28,14 @@ from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Flat, Image
 from tvm_backend.tvm_api import T
 
-# (int32 vector, channel, lanes, whether the lanes are channels) -> float32 vector
+# (integer vector, channel, lanes, whether the lanes are channels) -> float32 vector
 _Convert = Callable[[Any, Any, int, bool], Any]
 
 
 def dequantize(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.dequantize`."""
     source, output = call.inputs[0], call.output
-    scale, zero_point = float(call.numbers["scale"]), call.numbers["zero_point"] + call.offset
+    scale, zero_point = float(call.numbers["scale"]), call.numbers["zero_point"] + source.offset
     name = kernel_name("dequantize", (source,), output, call.target, scale, zero_point)
 
     def convert(stored: Any, channel: Any, lanes: int, across: bool) -> Any:
@@ -63,7 +64,7 @@ def dequantize_accumulator(call: Call) -> tuple[Kernel, ...]:
                 factor = load(scales, channel, lanes)
             else:
                 factor = splat(scales[channel], "float32", lanes)
-            real = T.cast(stored, vector_type("float32", lanes)) * factor
+            real = to_float32(stored, lanes) * factor
             if lower is not None:
                 real = T.max(real, splat(float(lower), "float32", lanes))
             if upper is not None:
@@ -86,6 +87,7 @@ def _build(
         Param("y", (output.storage.size,), "float32"),
     )
     storage = source.storage
+    wide = "int64" if storage.dtype == "int64" else "int32"
     rank = len(source.shape)
     channel_axis = 1 if rank == 4 else rank - 1
     with prim_func(name, params, abi) as (built, p):
@@ -93,39 +95,39 @@ def _build(
         convert = make(p.get("scales"))
         if isinstance(storage, Flat) or axis not in (-1, channel_axis):
             with all_indices(source.shape, abi) as index:
-                stored = T.cast(x[source.at(index)], "int32")
+                stored = T.cast(x[source.at(index)], wide)
                 store(y, output.at(index), convert(stored, index[axis], 1, False), 1)
         elif rank == 4:
-            _planes(storage, x, y, convert, abi)
+            _planes(storage, x, y, wide, convert, abi)
         else:
-            _rows(storage, x, y, convert, abi)
+            _rows(storage, x, y, wide, convert, abi)
     return built.func
 
 
-def _planes(image: Image, x: Any, y: Any, convert: _Convert, abi: Abi) -> None:
+def _planes(image: Image, x: Any, y: Any, wide: str, convert: _Convert, abi: Abi) -> None:
     """NHWC -> NCHW: vectors of pixels of one channel."""
     plane = image.h * image.w
     if plane == 1:
-        _rows(image, x, y, convert, abi)
+        _rows(image, x, y, wide, convert, abi)
         return
     with spread_loop(image.n * image.c, image.size, abi) as i, T.serial(image.h) as h:
         n, c = i // image.c, i % image.c
 
         def pixels(w: Any, lanes: int) -> None:
             stored = load(x, image.offset(n, h, w, c), lanes, image.channels)
-            stored = T.cast(stored, vector_type("int32", lanes))
+            stored = T.cast(stored, vector_type(wide, lanes))
             store(y, i * plane + h * image.w + w, convert(stored, c, lanes, False), lanes)
 
         for_chunks(image.w, pixels)
 
 
-def _rows(image: Image, x: Any, y: Any, convert: _Convert, abi: Abi) -> None:
+def _rows(image: Image, x: Any, y: Any, wide: str, convert: _Convert, abi: Abi) -> None:
     """The channel axis is torch's last: rows of channels stay rows."""
     with spread_loop(image.n * image.w, image.size, abi) as i:
         base = image.offset(i // image.w, 0, i % image.w, 0)
 
         def channels(c: Any, lanes: int) -> None:
-            stored = load_as(x, base + c, "int32", lanes)
+            stored = load_as(x, base + c, wide, lanes)
             store(y, i * image.c + c, convert(stored, c, lanes, True), lanes)
 
         for_chunks(image.c, channels)

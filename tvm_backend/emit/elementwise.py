@@ -1,4 +1,4 @@
-"""requantize, add and mul: vectors of int32 between two 8-bit loads and stores.
+"""requantize, add and mul: vectors of int32 (int64 for 16-bit codes) between loads and stores.
 
 Operands broadcast as in torch. Images of one rank go by vectors of channels; every other
 combination takes one element at a time.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from fxquant.numerics.accumulator import INT32_MAX
 from tvm_backend.call import Call, Value
 from tvm_backend.emit.fill import fill_halo
 from tvm_backend.emit.loops import (
@@ -23,12 +24,10 @@ from tvm_backend.emit.loops import (
     store,
 )
 from tvm_backend.emit.naming import kernel_name
-from tvm_backend.emit.requant import output_grid, scale, to_stored
+from tvm_backend.emit.requant import as_int64, output_grid, scale, to_stored
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
-from tvm_backend.layout import Image
+from tvm_backend.layout import Image, code_width
 from tvm_backend.tvm_api import T
-
-_CODE_BOUND = 255  # |code - zero_point|
 
 # int32 vectors of stored operands -> int32 vector of the stored result
 Compute = Callable[[Sequence[Any]], Any]
@@ -36,12 +35,12 @@ Compute = Callable[[Sequence[Any]], Any]
 
 def requantize(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.requantize`."""
-    numbers, grid = call.numbers, output_grid(call)
-    zero_point = numbers["zero_point"] + call.offset
+    numbers, grid, source = call.numbers, output_grid(call), call.inputs[0]
+    zero_point, bound = numbers["zero_point"] + source.offset, code_bound(source)
     multiplier, shift = numbers["multiplier"], numbers["shift"]
 
     def compute(operands: Sequence[Any]) -> Any:
-        scaled = scale(operands[0] - zero_point, multiplier, shift, _CODE_BOUND)
+        scaled = scale(operands[0] - zero_point, multiplier, shift, bound, grid.width)
         return to_stored(scaled, grid)
 
     return _kernel(call, "requantize", compute, zero_point, multiplier, shift, grid)
@@ -50,13 +49,16 @@ def requantize(call: Call) -> tuple[Kernel, ...]:
 def add(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.add`."""
     numbers, grid = call.numbers, output_grid(call)
-    zero_points = tuple(zp + call.offset for zp in numbers["zero_points"])
+    zero_points = _stored_zero_points(call)
     multipliers, shifts = tuple(numbers["multipliers"]), tuple(numbers["shifts"])
+    bounds = [code_bound(value) for value in call.inputs]
 
     def compute(operands: Sequence[Any]) -> Any:
         u, v = (
-            scale(x - zp, m, s, _CODE_BOUND)
-            for x, zp, m, s in zip(operands, zero_points, multipliers, shifts, strict=True)
+            scale(x - zp, m, s, bound, grid.width)
+            for x, zp, m, s, bound in zip(
+                operands, zero_points, multipliers, shifts, bounds, strict=True
+            )
         )
         return to_stored(u + v, grid)
 
@@ -66,14 +68,26 @@ def add(call: Call) -> tuple[Kernel, ...]:
 def mul(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.mul`."""
     numbers, grid = call.numbers, output_grid(call)
-    zero_points = tuple(zp + call.offset for zp in numbers["zero_points"])
+    zero_points = _stored_zero_points(call)
     multiplier, shift = numbers["multiplier"], numbers["shift"]
+    bound = code_bound(call.inputs[0]) * code_bound(call.inputs[1])
 
     def compute(operands: Sequence[Any]) -> Any:
-        acc = (operands[0] - zero_points[0]) * (operands[1] - zero_points[1])
-        return to_stored(scale(acc, multiplier, shift, _CODE_BOUND**2), grid)
+        a, b = (x - zp for x, zp in zip(operands, zero_points, strict=True))
+        acc = a * b if bound <= INT32_MAX else as_int64(a) * as_int64(b)
+        return to_stored(scale(acc, multiplier, shift, bound, grid.width), grid)
 
     return _kernel(call, "mul", compute, zero_points, multiplier, shift, grid)
+
+
+def code_bound(value: Value) -> int:
+    """Largest magnitude of `code - zero_point`."""
+    return (1 << code_width(value.storage.dtype).bits) - 1
+
+
+def _stored_zero_points(call: Call) -> tuple[int, ...]:
+    pairs = zip(call.numbers["zero_points"], call.inputs, strict=True)
+    return tuple(zero_point + value.offset for zero_point, value in pairs)
 
 
 @dataclass(frozen=True, slots=True)

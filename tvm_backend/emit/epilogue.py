@@ -18,13 +18,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from fxquant.errors import UnsupportedError
-from fxquant.numerics.requantize import FRACTION_BITS
+from fxquant.numerics.width import WIDTH_8
+from fxquant.targets import MacIdiom
 from tvm_backend.emit.conv_halo import fill_halo
 from tvm_backend.emit.epilogue_isa import EpilogueIsa
-from tvm_backend.layout import NO_HALO, Image
+from tvm_backend.layout import NO_HALO, Image, code_offset
 from tvm_backend.macs.vector import constant, llvm, load, splat, store
 from tvm_backend.tvm_api import T
 
+FRACTION_BITS = WIDTH_8.fraction_bits
 ROUNDING, LOW, HIGH, ZERO_POINT, RESIDUAL_ZERO_POINT, RESIDUAL_MULTIPLIER = range(6)
 SCALARS = 8
 
@@ -35,7 +37,7 @@ class Residual:
 
     Attributes:
         image: Its storage; same logical shape as the output.
-        zero_point: Its zero point, uint8 domain.
+        zero_point: Its zero point, of codes.
         multiplier: m of its requantization.
         shift: s of its requantization.
     """
@@ -48,7 +50,7 @@ class Residual:
 
 @dataclass(frozen=True, slots=True)
 class OutputGrid:
-    """Grid of the codes written, uint8 domain."""
+    """Grid of the codes written."""
 
     zero_point: int
     qmin: int
@@ -150,7 +152,7 @@ class Requantize:
         self._clip = (grid.qmin, grid.qmax) != (0, 255)
         self._residual_shift = residual.shift if residual else 0
         self._shift_count = len(isa.shift_constants(self._shift, self._left))
-        offset = -128 if image.dtype == "int8" else 0
+        offset = code_offset(image.dtype)
         scalars = np.zeros(SCALARS, np.int16)
         zero_point = grid.zero_point + offset
         scalars[ROUNDING] = (1 << (FRACTION_BITS - 1)) + (zero_point << FRACTION_BITS)
@@ -251,24 +253,24 @@ def _add(a: Any, b: Any, lanes: int) -> Any:
 
 
 class Accumulate:
-    """Accumulators stored as int32, for float outputs.
+    """Accumulators stored as they are, for float outputs.
 
     Args:
-        image: int32 storage of the result.
-        lanes: Lanes of an accumulator vector.
+        image: Storage of the result: int32, or int64 of 16-bit codes.
+        idiom: Lanes and type of an accumulator vector.
     """
 
     residual: Image | None = None
     suffix = ""
 
-    def __init__(self, image: Image, lanes: int) -> None:
+    def __init__(self, image: Image, idiom: MacIdiom) -> None:
         if image.halo != NO_HALO:
             raise UnsupportedError(
                 f"accumulators cannot be stored with a halo, as in {image}",
                 why="they have no zero point; only float operators read them",
                 remedy="this is an error of the layout planning; report it",
             )
-        self.image, self.lanes = image, lanes
+        self.image, self.idiom, self.lanes = image, idiom, idiom.lanes
 
     def chunk_sizes(self) -> tuple[int, ...]:
         """One vector a store."""
@@ -282,13 +284,14 @@ class Accumulate:
         self, bias: np.ndarray, chunks: Sequence[tuple[int, int]]
     ) -> list[tuple[str, np.ndarray]]:
         """The bias alone."""
-        return [("bias", bias.astype(np.int32))]
+        return [("bias", bias.astype(self.idiom.accumulator))]
 
     def finish(
         self, buffers: dict[str, Any], accs: list[Any], slot: Any, at: tuple[Any, Any, Any]
     ) -> None:
         """Store."""
-        store(buffers["output"], self.image.offset(*at, slot), accs[0], self.lanes)
+        value = T.cast(accs[0], f"{self.image.dtype}x{self.lanes}")
+        store(buffers["output"], self.image.offset(*at, slot), value, self.lanes)
 
     def prologue(self, buffers: dict[str, Any]) -> None:
         """Nothing: there is no halo."""

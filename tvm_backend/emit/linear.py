@@ -14,8 +14,8 @@ from fxquant.errors import UnsupportedError
 from fxquant.targets import Target
 from tvm_backend.emit.conv_gemm import gemm_kernel
 from tvm_backend.emit.conv_problem import ConvProblem
-from tvm_backend.emit.epilogue import Accumulate, OutputGrid, OutputStage, Requantize
-from tvm_backend.emit.epilogue_isa import epilogue_isa
+from tvm_backend.emit.conv_stage import conv_mac, requantize_stage
+from tvm_backend.emit.epilogue import Accumulate, OutputGrid
 from tvm_backend.kernel import Kernel
 from tvm_backend.layout import NO_HALO, Image
 from tvm_backend.schedule.tiles import Tile
@@ -42,16 +42,20 @@ def linear_kernel(
         grid: Grid of the result.
         input_zero_point: Zero point of the input.
         weight: int8 `[O, K]`.
-        bias: int32 `[O]`.
-        multiplier: int16 `[O]`.
+        bias: int32 or int64 `[O]`.
+        multiplier: int16 or int32 `[O]`.
         shift: int8 `[O]`.
         target: Device.
         tile: Register tile; by default chosen by the cost model.
     """
-    rows = _as_rows(output)
-    stage = Requantize(epilogue_isa(target), rows, grid, np.asarray(multiplier), np.asarray(shift))
-    problem = ConvProblem(_as_rows(source), rows, (1, 1), input_zero_point=input_zero_point)
-    kernel = _kernel(problem, stage, weight, bias, target, tile)
+    problem = ConvProblem(
+        _as_rows(source), _as_rows(output), (1, 1), input_zero_point=input_zero_point,
+        output_zero_point=grid.zero_point, qmin=grid.qmin, qmax=grid.qmax,
+    )  # fmt: skip
+    codes = _as_kernel(weight)
+    mac = conv_mac(problem, codes, bias, target)
+    stage = requantize_stage(problem, mac, multiplier, shift, target)
+    kernel = gemm_kernel("linear", problem, stage, codes, bias, mac, tile)
     return replace(kernel, inputs=(source,), output=output)
 
 
@@ -65,24 +69,17 @@ def linear_accumulate_kernel(
     target: Target,
     tile: Tile | None = None,
 ) -> Kernel:
-    """`reference.linear_accumulate`: int32 output; arguments as `linear_kernel`."""
-    rows = _as_rows(output)
-    stage = Accumulate(rows, target.mac.lanes)
+    """`reference.linear_accumulate`: output accumulators; arguments as `linear_kernel`."""
+    rows, codes = _as_rows(output), _as_kernel(weight)
     problem = ConvProblem(_as_rows(source), rows, (1, 1), input_zero_point=input_zero_point)
-    kernel = _kernel(problem, stage, weight, bias, target, tile)
+    mac = conv_mac(problem, codes, bias, target)
+    stage = Accumulate(rows, mac.idiom)
+    kernel = gemm_kernel("linear", problem, stage, codes, bias, mac, tile)
     return replace(kernel, inputs=(source,), output=output)
 
 
-def _kernel(
-    problem: ConvProblem,
-    stage: OutputStage,
-    weight: np.ndarray,
-    bias: np.ndarray,
-    target: Target,
-    tile: Tile | None,
-) -> Kernel:
-    codes = np.asarray(weight)[:, :, None, None]  # [O, K, 1, 1]
-    return gemm_kernel("linear", problem, stage, codes, bias, target, tile)
+def _as_kernel(weight: np.ndarray) -> np.ndarray:
+    return np.asarray(weight)[:, :, None, None]  # [O, K, 1, 1]
 
 
 def _as_rows(image: Image) -> Image:

@@ -1,7 +1,8 @@
-"""lookup: a table of stored results, indexed by the stored byte.
+"""lookup: a table of stored results, indexed by the bits of the stored code.
 
 For offset storage the table is permuted at compile time, so that no arithmetic is left. One
-table for all channels is read with byte shuffles (`byte_table.py`), a table a channel by loads.
+table of bytes for all channels and byte codes is read with shuffles (`byte_table.py`), every other
+by loads.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Image
 from tvm_backend.tvm_api import T
 
-_CODES = 256
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Lookup:
@@ -33,7 +32,8 @@ class _Lookup:
         name: Kernel name.
         source: Input.
         output: Result.
-        size: Bytes of the table constant.
+        size: Elements of the table constant.
+        codes: Codes an input may have: entries of the table of a channel.
         reader: How the table is read.
     """
 
@@ -41,22 +41,24 @@ class _Lookup:
     source: Value
     output: Value
     size: int
+    codes: int
     reader: ByteTable
 
 
 def lookup(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.lookup`, with one table or one a channel."""
     source, output = call.inputs[0], call.output
-    codes = np.asarray(call.tensors["table"]).astype(np.int32) + call.offset
-    stored_bytes = np.arange(_CODES) ^ (0x80 if call.offset else 0)
-    table = codes.astype(output.storage.dtype)[..., stored_bytes]
+    codes = np.asarray(call.tensors["table"]).astype(np.int32) + output.offset
+    stored_bits = np.arange(codes.shape[-1]) ^ -source.offset  # the offset flips the highest bit
+    table = codes.astype(output.storage.dtype)[..., stored_bits]
     images = isinstance(source.storage, Image) and isinstance(output.storage, Image)
     shared = table.ndim == 1 and images
-    vectors = shared and _run_length(source.image, output.image) % 16 == 0
+    bytes_only = source.storage.dtype == output.storage.dtype == call.target.mac.storage
+    vectors = shared and bytes_only and _run_length(source.image, output.image) % 16 == 0
     reader = byte_table(call.target) if vectors else Scalar()
     constant = np.ascontiguousarray(reader.constant(table).reshape(-1))
     name = kernel_name("lookup", (source,), output, call.target, table.ndim)
-    plan = _Lookup(name, source, output, constant.size, reader)
+    plan = _Lookup(name, source, output, constant.size, codes.shape[-1], reader)
     if shared:
         build = partial(_build, plan, _by_vector)
     elif images and channel_axis(len(source.shape)) == 1:
@@ -79,8 +81,9 @@ def _build(plan: _Lookup, emit: Any, abi: Abi) -> Any:
 
 
 def _index(x: Any, position: Any, lanes: int = 1) -> Any:
-    """Stored bytes as uint8."""
-    return T.reinterpret(vector_type("uint8", lanes), load(x, position, lanes))
+    """The bits of stored codes, unsigned."""
+    unsigned = f"uint{np.dtype(x.dtype).itemsize * 8}"
+    return T.reinterpret(vector_type(unsigned, lanes), load(x, position, lanes))
 
 
 def _run_length(source: Image, output: Image) -> int:
@@ -91,7 +94,7 @@ def _run_length(source: Image, output: Image) -> int:
 
 
 def _by_vector(plan: _Lookup, x: Any, table: Any, y: Any, abi: Abi) -> None:
-    """Every byte is a valid index, so that padding channels may be looked up as well."""
+    """Every stored value is a valid index, so that padding channels may be looked up as well."""
     image, result = plan.source.image, plan.output.image
     length = _run_length(image, result)
     runs = 1 if image.channels == result.channels else image.w
@@ -129,12 +132,12 @@ def _by_channel(plan: _Lookup, x: Any, table: Any, y: Any, abi: Abi) -> None:
         T.serial(image.c) as c,
     ):
         code = T.cast(_index(x, image.offset(n, h, w, c)), "int32")
-        store(y, result.offset(n, h, w, c), table[c * _CODES + code], 1)
+        store(y, result.offset(n, h, w, c), table[c * plan.codes + code], 1)
 
 
 def _by_element(plan: _Lookup, x: Any, table: Any, y: Any, abi: Abi, *, per_channel: bool) -> None:
     fill_halo(plan.output, y)
     with all_indices(plan.source.shape, abi) as index:
         code = T.cast(_index(x, plan.source.at(index)), "int32")
-        first = index[1] * _CODES if per_channel else 0
+        first = index[1] * plan.codes if per_channel else 0
         store(y, plan.output.at(index), table[first + code], 1)

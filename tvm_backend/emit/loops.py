@@ -17,6 +17,7 @@ from tvm_backend.layout import Image
 from tvm_backend.tvm_api import T
 
 MAX_LANES = 16
+_HALF = 24  # bits of the lower part of an int64 on its way to float64
 _PARALLEL_ELEMENTS = 1 << 15  # below, waking the threads costs more than the work
 
 
@@ -33,7 +34,10 @@ def splat(value: Any, dtype: str, lanes: int) -> Any:
 
 
 def _literal(value: float, dtype: str) -> Any:
-    makers = {"int8": T.int8, "uint8": T.uint8, "int32": T.int32, "float32": T.float32}
+    makers = {
+        "int8": T.int8, "uint8": T.uint8, "int16": T.int16, "uint16": T.uint16, "int32": T.int32,
+        "int64": T.int64, "float32": T.float32, "float64": T.float64,
+    }  # fmt: skip
     return makers[dtype](value)
 
 
@@ -56,6 +60,19 @@ def store(buffer: Any, position: Any, value: Any, lanes: int, stride: int = 1) -
 def load_as(buffer: Any, position: Any, dtype: str, lanes: int) -> Any:
     """`load`, converted to `dtype`."""
     return T.cast(load(buffer, position, lanes), vector_type(dtype, lanes))
+
+
+def to_float32(value: Any, lanes: int) -> Any:
+    """Integers to float32 with one rounding.
+
+    int64 below 2^53 goes by way of float64, in two halves: few machines convert int64 vectors.
+    """
+    if str(value.ty).startswith("int64"):
+        double, half = vector_type("float64", lanes), vector_type("int32", lanes)
+        low = T.cast(T.cast(value & ((1 << _HALF) - 1), half), double)
+        high = T.cast(T.cast(value >> _HALF, half), double)
+        value = high * splat(float(1 << _HALF), "float64", lanes) + low
+    return T.cast(value, vector_type("float32", lanes))
 
 
 def fill(buffer: Any, position: Any, count: int, value: int) -> None:

@@ -72,7 +72,7 @@ def _unrolled(row: Run, col: Run, tap: Any) -> Any:
 
 def _looped(row: Run, col: Run, tap: Any, lanes: int) -> Any:
     first = tap(0, 0)
-    dtype = vector_type(first.dtype.split("x")[0], lanes)
+    dtype = vector_type(str(first.ty).split("x")[0], lanes)
     largest = T.alloc_buffer((1,), dtype, annotations=IN_REGISTERS)
     T.buffer_store(largest, first, [0])
     with T.serial(row.size) as a, T.serial(col.size) as b:

@@ -12,7 +12,10 @@ from fxquant.targets import Target
 from tvm_backend.call import Value
 from tvm_backend.layout import Flat
 
-_SHORT = {"uint8": "qu8", "int8": "qs8", "int32": "s32", "float32": "f32", "int64": "s64"}
+SHORT = {
+    "uint8": "qu8", "int8": "qs8", "uint16": "qu16", "int16": "qs16", "int32": "s32",
+    "int64": "s64", "float32": "f32",
+}  # fmt: skip
 
 
 def kernel_name(
@@ -27,12 +30,12 @@ def kernel_name(
         target: The device.
         *details: Everything else the code depends on; must have a faithful `repr`.
     """
-    kinds = "_".join(dict.fromkeys(_SHORT[v.storage.dtype] for v in inputs))
+    kinds = "_".join(dict.fromkeys(SHORT[v.storage.dtype] for v in inputs))
     operands = [
         (v.shape, v.storage, v.storage.dtype, isinstance(v.storage, Flat), v.fill)
         for v in (*inputs, output)
     ]
     digest = hashlib.sha256(repr((op, operands, details)).encode()).hexdigest()[:10]
     return (
-        f"{_SHORT[output.storage.dtype]}_{kinds}_{op}_{output.storage}_{digest}__{target.mac.name}"
+        f"{SHORT[output.storage.dtype]}_{kinds}_{op}_{output.storage}_{digest}__{target.mac.name}"
     )

@@ -1,4 +1,4 @@
-"""quantize: float32 in torch's order -> stored 8-bit values.
+"""quantize: float32 in torch's order -> stored codes.
 
 `clip(round_half_even(x / scale) + zp)` without any rounding instruction: a value of magnitude
 below 2^22 plus `1.5 * 2^23` has its rounded integer in the low mantissa bits, on every IEEE
@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from fxquant.numerics.width import WIDTH_8
 from tvm_backend.call import Call, Value
 from tvm_backend.emit.fill import fill_halo
 from tvm_backend.emit.loops import (
@@ -26,7 +27,7 @@ from tvm_backend.emit.loops import (
 from tvm_backend.emit.naming import kernel_name
 from tvm_backend.emit.requant import Grid, output_grid
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
-from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE, Image
+from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE, Image, code_width
 from tvm_backend.tvm_api import T
 
 _MAGIC = 12582912.0  # 1.5 * 2^23
@@ -84,7 +85,7 @@ def _planes(output: Value, y: Any, stored: Any, abi: Abi) -> None:
     """NCHW -> NHWC; up to four channels leave in one 32-bit lane a pixel."""
     image = output.image
     plane = image.h * image.w
-    packed = image.channels == INPUT_CHANNEL_MULTIPLE
+    packed = image.channels == INPUT_CHANNEL_MULTIPLE and code_width(image.dtype) is WIDTH_8
     with image_rows(output, y, abi) as (n, h):
         row = n * (image.c * plane) + h * image.w
 

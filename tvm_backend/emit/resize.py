@@ -1,6 +1,6 @@
 """resize_linear2d: four corners times four weights, which is the reference's sum multiplied out.
 
-`sum w*(x - zp) = sum w*x - 2^20*zp`, because the weights of a pixel sum to 2^20.
+`sum w*(x - zp) = sum w*x - 2^2b*zp`, because the weights of a pixel sum to 2^2b.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from fxquant.numerics.reference.pool import RESIZE_BITS
+from fxquant.numerics.reference.pool import resize_bits
+from fxquant.numerics.width import WIDTH_8
 from tvm_backend.call import Call, Value
+from tvm_backend.emit.elementwise import code_bound
 from tvm_backend.emit.loops import channel_lanes, image_rows, load_as, store
 from tvm_backend.emit.naming import kernel_name
 from tvm_backend.emit.requant import Grid, output_grid, scale, to_stored
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.tvm_api import T
-
-_ONE = 1 << RESIZE_BITS
 
 
 def resize_linear2d(call: Call) -> tuple[Kernel, ...]:
@@ -40,20 +40,23 @@ def _build(name: str, source: Value, output: Value, grid: Grid, abi: Abi) -> Any
         Param("y", (output.storage.size,), output.storage.dtype),
     )
     lanes = channel_lanes(image, result)
+    width, bits = grid.width, resize_bits(grid.width)
+    one, wide = 1 << bits, "int32" if width is WIDTH_8 else "int64"
+    multiplier, shift = 1 << (width.multiplier_bits - 1), 2 * bits - 1 - width.fraction_bits
     with prim_func(name, params, abi) as (built, p):
         x, rows, cols, y = p["x"], p["rows"], p["cols"], p["y"]
         with image_rows(output, y, abi) as (n, h), T.serial(result.w) as w:
             i0, i1, wi = (T.Bind(rows[h * 3 + k]) for k in range(3))
             j0, j1, wj = (T.Bind(cols[w * 3 + k]) for k in range(3))
             corners = [
-                (T.Bind(image.offset(n, i, j, 0)), T.Bind(a * b))
-                for i, a in ((i0, _ONE - wi), (i1, wi))
-                for j, b in ((j0, _ONE - wj), (j1, wj))
+                (T.Bind(image.offset(n, i, j, 0)), T.Bind(T.cast(a, wide) * T.cast(b, wide)))
+                for i, a in ((i0, one - wi), (i1, wi))
+                for j, b in ((j0, one - wj), (j1, wj))
             ]
             with T.serial(-(-result.c // lanes)) as v:
-                acc = -(_ONE * _ONE * grid.zero_point)
+                acc = -(one * one * grid.zero_point)
                 for base, weight in corners:
-                    acc = load_as(x, base + v * lanes, "int32", lanes) * weight + acc
-                scaled = scale(acc, 1 << 14, 2 * RESIZE_BITS - 7, 255 * _ONE * _ONE)
+                    acc = load_as(x, base + v * lanes, wide, lanes) * weight + acc
+                scaled = scale(acc, multiplier, shift, code_bound(source) * one * one, width)
                 store(y, result.offset(n, h, w, v * lanes), to_stored(scaled, grid), lanes)
     return built.func

@@ -36,8 +36,8 @@ def pad(call: Call) -> tuple[Kernel, ...]:
         indices = range(-before, extent + after)
         maps.append([i if 0 <= i < extent else -1 for i in indices])
     value = call.numbers["value"]
-    if source.storage.dtype in ("uint8", "int8"):
-        value = int(value) + call.offset
+    if source.storage.dtype != "float32":
+        value = int(value) + source.offset
     return (axis_map_kernel("pad", source, call.output, maps, call.target, fill=value),)
 
 

@@ -54,6 +54,14 @@ EMIT: dict[Callable[..., Any], Emitter] = {
     reference.slice_axis: slice_axis,
 }
 
+# Deliver accumulators, which are int64 where they sum 16-bit codes.
+ACCUMULATES = (
+    reference.avg_pool2d_accumulate,
+    reference.conv2d_accumulate,
+    reference.conv_transpose2d_accumulate,
+    reference.linear_accumulate,
+)
+
 # Move elements without computing: they may be views, and they serve float32 values as well.
 MOVES = (
     reference.reshape,

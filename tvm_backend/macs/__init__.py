@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from fxquant.errors import TargetError
-from fxquant.targets import MacIdiom, idioms
-from tvm_backend.macs import pmaddwd_256, pmaddwd_512, sdot, smull_sadalp, usdot, vmull_vpadal
+from fxquant.targets import MacIdiom, Target, idioms
+from tvm_backend.macs import (
+    pmaddwd_256,
+    pmaddwd_512,
+    pmaddwd_s16,
+    sdot,
+    smull_sadalp,
+    usdot,
+    vmull_vpadal,
+    widen_s16,
+)
 from tvm_backend.macs.base import Mac
 from tvm_backend.macs.vpdpbusd_512 import Vpdpbusd512
 from tvm_backend.macs.widen import Widen
@@ -36,4 +45,16 @@ def mac_of(idiom: MacIdiom) -> Mac:
     return MACS[idiom]
 
 
-__all__ = ["MACS", "Mac", "mac_of"]
+def wide_mac_of(target: Target, accumulator: str) -> Mac:
+    """The implementation for 16-bit activations, stored as int16.
+
+    Args:
+        target: The device.
+        accumulator: int32 or int64.
+    """
+    if accumulator == "int32" and target.mac in pmaddwd_s16.MACS:
+        return pmaddwd_s16.MACS[target.mac]
+    return widen_s16.widen(target.mac, accumulator)
+
+
+__all__ = ["MACS", "Mac", "mac_of", "wide_mac_of"]

@@ -8,7 +8,7 @@ from fxquant.targets import MacIdiom
 
 
 class Mac(Protocol):
-    """Emits `acc[l] += sum_r activation[r] * weight[l, r]` on int32 vectors, exactly.
+    """Emits `acc[l] += sum_r activation[r] * weight[l, r]` on accumulator vectors, exactly.
 
     A weight vector is `lanes * reduction` int8 codes in memory, `[lanes][reduction]`; in
     registers it has the form its own `multiply_accumulate` wants.
@@ -16,7 +16,7 @@ class Mac(Protocol):
 
     @property
     def idiom(self) -> MacIdiom:
-        """The description this implements; lane count and storage type are read from it."""
+        """The description this implements; lanes, storage and accumulators are read from it."""
         ...
 
     @property

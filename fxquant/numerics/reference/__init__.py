@@ -1,8 +1,8 @@
 """Integer reference operators: the definition every kernel must equal bit for bit.
 
-Activations are uint8 codes in torch's axis order (`[N, C, H, W]`); arithmetic runs in int64,
-matrix products in float64, which is exact below 2^53. An INTEGER graph is an fx graph whose
-nodes call these functions, so running that graph IS the reference interpreter.
+Activations are uint8 or uint16 codes in torch's axis order (`[N, C, H, W]`); arithmetic runs in
+int64, matrix products in float64, which is exact below 2^53. An INTEGER graph is an fx graph
+whose nodes call these functions, so running that graph IS the reference interpreter.
 """
 
 from fxquant.numerics.reference.boundary import dequantize, dequantize_accumulator, quantize

@@ -2,6 +2,9 @@
 
 `acc = sum (x - input_zero_point) * w + bias`, then the requantization, with an optional second
 operand (`residual`) scaled by its own multiplier and added before the last rounding.
+
+Codes are uint8 or uint16. Accumulators and bias are int32 where `x` is uint8, int64 where it is
+uint16; the multiplier is int16, or int32 for a result of `width` 16.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant.numerics.requantize import scale_accumulator, to_codes
+from fxquant.numerics.width import Width, width_of, width_of_dtype
 
 
 def conv2d_accumulate(
@@ -24,12 +28,12 @@ def conv2d_accumulate(
     groups: int,
     input_zero_point: int,
 ) -> Tensor:
-    """int32 accumulators `[N, O, OH, OW]`.
+    """Accumulators `[N, O, OH, OW]`.
 
     Args:
-        x: uint8 `[N, C, H, W]`.
+        x: Codes `[N, C, H, W]`.
         weight: int8 `[O, C/groups, KH, KW]`.
-        bias: int32 `[O]`.
+        bias: `[O]`.
         stride: `(sh, sw)`.
         padding: `(top, bottom, left, right)`, filled with the zero point.
         dilation: `(dh, dw)`.
@@ -42,7 +46,7 @@ def conv2d_accumulate(
         acc = _depthwise(real, weight.double(), stride, dilation)
     else:
         acc = F.conv2d(real, weight.double(), None, stride, 0, dilation, groups)
-    return acc.to(torch.int32) + bias.reshape(1, -1, 1, 1)
+    return acc.to(width_of_dtype(x.dtype).accumulator) + bias.reshape(1, -1, 1, 1)
 
 
 def _depthwise(
@@ -81,16 +85,17 @@ def conv2d(
     residual_zero_point: int = 0,
     residual_multiplier: int = 0,
     residual_shift: int = 0,
+    width: int = 8,
 ) -> Tensor:
-    """Convolution to uint8 codes; see `conv2d_accumulate` for the shapes.
+    """Convolution to codes; see `conv2d_accumulate` for the shapes.
 
     Args:
-        x: uint8 `[N, C, H, W]`.
+        x: Codes `[N, C, H, W]`.
         weight: int8 codes.
-        bias: int32 `[O]`.
-        multiplier: int16 `[O]`.
+        bias: `[O]`.
+        multiplier: `[O]`.
         shift: int8 `[O]`.
-        residual: uint8 `[N, O, OH, OW]` or None; added as `scale_accumulator(residual - zp)`.
+        residual: Codes `[N, O, OH, OW]` or None; added as `scale_accumulator(residual - zp)`.
         stride: `(sh, sw)`.
         padding: `(top, bottom, left, right)`.
         dilation: `(dh, dw)`.
@@ -102,22 +107,28 @@ def conv2d(
         residual_zero_point: Zero point of `residual`.
         residual_multiplier: m of `residual`.
         residual_shift: s of `residual`.
+        width: Width of the result: 8 or 16.
     """
     acc = conv2d_accumulate(
         x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups,
         input_zero_point=input_zero_point,
     )  # fmt: skip
-    scaled = _scale_channels(acc, multiplier, shift, axis=1)
+    result = width_of(width)
+    scaled = _scale_channels(acc, multiplier, shift, 1, result)
     if residual is not None:
         difference = residual.to(torch.int64) - residual_zero_point
-        scaled = scaled + scale_accumulator(difference, residual_multiplier, residual_shift)
-    return to_codes(scaled, output_zero_point, qmin, qmax)
+        scaled = scaled + scale_accumulator(difference, residual_multiplier, residual_shift, result)
+    return to_codes(scaled, output_zero_point, qmin, qmax, result)
 
 
-def _scale_channels(acc: Tensor, multiplier: Tensor, shift: Tensor, axis: int) -> Tensor:
+def _scale_channels(
+    acc: Tensor, multiplier: Tensor, shift: Tensor, axis: int, width: Width
+) -> Tensor:
     shape = [1] * acc.ndim
     shape[axis] = -1
-    return scale_accumulator(acc.to(torch.int64), multiplier.reshape(shape), shift.reshape(shape))
+    return scale_accumulator(
+        acc.to(torch.int64), multiplier.reshape(shape), shift.reshape(shape), width
+    )
 
 
 def conv_transpose2d_accumulate(
@@ -134,10 +145,10 @@ def conv_transpose2d_accumulate(
     """Transposed convolution as a stride-1 convolution over the zero-inserted input.
 
     Args:
-        x: uint8 `[N, C, H, W]`.
+        x: Codes `[N, C, H, W]`.
         weight: int8 `[O, C/groups, KH, KW]`: the weight of the equivalent convolution (flipped
             and transposed from torch's `[C, O/groups, KH, KW]`).
-        bias: int32 `[O]`.
+        bias: `[O]`.
         stride: Zero insertion: `stride - 1` zeros between neighbours.
         padding: `(top, bottom, left, right)` of the equivalent convolution, may be negative.
         dilation: Kernel dilation.
@@ -169,19 +180,21 @@ def conv_transpose2d(
     output_zero_point: int,
     qmin: int,
     qmax: int,
+    width: int = 8,
 ) -> Tensor:
-    """Transposed convolution to uint8 codes; arguments as `conv_transpose2d_accumulate`."""
+    """Transposed convolution to codes; arguments as `conv_transpose2d_accumulate`."""
     acc = conv_transpose2d_accumulate(
         x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups,
         input_zero_point=input_zero_point,
     )  # fmt: skip
-    return to_codes(_scale_channels(acc, multiplier, shift, 1), output_zero_point, qmin, qmax)
+    scaled = _scale_channels(acc, multiplier, shift, 1, width_of(width))
+    return to_codes(scaled, output_zero_point, qmin, qmax, width_of(width))
 
 
 def linear_accumulate(x: Tensor, weight: Tensor, bias: Tensor, *, input_zero_point: int) -> Tensor:
-    """int32 accumulators `[..., O]` of `x` uint8 `[..., K]` and `weight` int8 `[O, K]`."""
+    """Accumulators `[..., O]` of codes `x` `[..., K]` and `weight` int8 `[O, K]`."""
     real = (x.to(torch.int32) - input_zero_point).double()
-    return F.linear(real, weight.double()).to(torch.int32) + bias
+    return F.linear(real, weight.double()).to(width_of_dtype(x.dtype).accumulator) + bias
 
 
 def linear(
@@ -195,7 +208,9 @@ def linear(
     output_zero_point: int,
     qmin: int,
     qmax: int,
+    width: int = 8,
 ) -> Tensor:
-    """Linear layer to uint8 codes `[..., O]`."""
+    """Linear layer to codes `[..., O]`."""
     acc = linear_accumulate(x, weight, bias, input_zero_point=input_zero_point)
-    return to_codes(_scale_channels(acc, multiplier, shift, -1), output_zero_point, qmin, qmax)
+    scaled = _scale_channels(acc, multiplier, shift, -1, width_of(width))
+    return to_codes(scaled, output_zero_point, qmin, qmax, width_of(width))

@@ -1,4 +1,7 @@
-"""Element by element: requantize, add, mul, concat, table lookup, local response norm."""
+"""Element by element: requantize, add, mul, concat, table lookup, local response norm.
+
+Operands may have codes of either width; `width` is that of the result.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.requantize import scale_accumulator, to_codes
+from fxquant.numerics.width import width_of, width_of_dtype
 
 
 def requantize(
@@ -19,10 +23,12 @@ def requantize(
     output_zero_point: int,
     qmin: int,
     qmax: int,
+    width: int = 8,
 ) -> Tensor:
     """Move codes to another grid."""
-    scaled = scale_accumulator(x.to(torch.int64) - zero_point, multiplier, shift)
-    return to_codes(scaled, output_zero_point, qmin, qmax)
+    result = width_of(width)
+    scaled = scale_accumulator(x.to(torch.int64) - zero_point, multiplier, shift, result)
+    return to_codes(scaled, output_zero_point, qmin, qmax, result)
 
 
 def add(
@@ -35,11 +41,13 @@ def add(
     output_zero_point: int,
     qmin: int,
     qmax: int,
+    width: int = 8,
 ) -> Tensor:
     """`a + b`, each operand scaled by its own multiplier; shapes broadcast as in torch."""
     operands = zip((a, b), zero_points, multipliers, shifts, strict=True)
-    u, v = (scale_accumulator(x.to(torch.int64) - zp, m, s) for x, zp, m, s in operands)
-    return to_codes(u + v, output_zero_point, qmin, qmax)
+    result = width_of(width)
+    u, v = (scale_accumulator(x.to(torch.int64) - zp, m, s, result) for x, zp, m, s in operands)
+    return to_codes(u + v, output_zero_point, qmin, qmax, result)
 
 
 def mul(
@@ -52,10 +60,12 @@ def mul(
     output_zero_point: int,
     qmin: int,
     qmax: int,
+    width: int = 8,
 ) -> Tensor:
     """`a * b`; shapes broadcast as in torch (squeeze-excite: `[N,C,H,W] * [N,C,1,1]`)."""
     acc = (a.to(torch.int64) - zero_points[0]) * (b.to(torch.int64) - zero_points[1])
-    return to_codes(scale_accumulator(acc, multiplier, shift), output_zero_point, qmin, qmax)
+    scaled = scale_accumulator(acc, multiplier, shift, width_of(width))
+    return to_codes(scaled, output_zero_point, qmin, qmax, width_of(width))
 
 
 def concat(
@@ -68,18 +78,22 @@ def concat(
     output_zero_point: int,
     qmin: int,
     qmax: int,
+    width: int = 8,
 ) -> Tensor:
     """Concatenate along `axis`, every operand moved to the output grid."""
     moved = [
         requantize(x, zero_point=zp, multiplier=m, shift=s,
-                   output_zero_point=output_zero_point, qmin=qmin, qmax=qmax)
+                   output_zero_point=output_zero_point, qmin=qmin, qmax=qmax, width=width)
         for x, zp, m, s in zip(tensors, zero_points, multipliers, shifts, strict=True)
     ]  # fmt: skip
     return torch.cat(moved, axis)
 
 
 def lookup(x: Tensor, table: Tensor) -> Tensor:
-    """`table[x]` for a uint8 table `[256]`, or `table[c, x]` for `[C, 256]` with c on axis 1."""
+    """`table[x]` for a table of codes `[L]`, or `table[c, x]` for `[C, L]` with c on axis 1.
+
+    L is 256 for uint8 and 65536 for uint16 codes x; the table has the type of the result.
+    """
     if table.ndim == 1:
         return table[x.to(torch.int64)]
     shape = [1] * x.ndim
@@ -98,6 +112,7 @@ def local_response_norm(
     output_zero_point: int,
     qmin: int,
     qmax: int,
+    width: int = 8,
 ) -> Tensor:
     """Local response normalization over channels with beta = 3/4, exact on every IEEE machine.
 
@@ -107,7 +122,7 @@ def local_response_norm(
     contract: add, sqrt, sqrt, mul, div, mul, round half even.
 
     Args:
-        x: uint8 `[N, C, H, W]`.
+        x: Codes `[N, C, H, W]`.
         size: Channels in the window: `c - size//2 .. c + (size-1)//2`, as in torch.
         zero_point: Zero point of `x`.
         offset: float32 value, see above.
@@ -115,13 +130,22 @@ def local_response_norm(
         output_zero_point: Zero point of the result.
         qmin: Lower clip.
         qmax: Upper clip.
+        width: Width of the result: 8 or 16.
     """
-    a = x.to(torch.int32) - zero_point
+    a = x.to(width_of_dtype(x.dtype).accumulator) - zero_point
     squares = torch.nn.functional.pad(a * a, (0, 0, 0, 0, size // 2, (size - 1) // 2))
     energy = squares.unfold(1, size, 1).sum(-1)
     z = energy.to(torch.float32) + torch.tensor(offset, dtype=torch.float32)
-    root = torch.sqrt(z)
-    real = a.to(torch.float32) / (root * torch.sqrt(root))
+    root = _sqrt(z)
+    real = a.to(torch.float32) / (root * _sqrt(root))
     real = torch.round(real * torch.tensor(factor, dtype=torch.float32))
     codes = real.clamp(-65536.0, 65536.0).to(torch.int32) + output_zero_point
-    return codes.clamp(qmin, qmax).to(torch.uint8)
+    return codes.clamp(qmin, qmax).to(width_of(width).codes)
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    """Correctly rounded float32 root: torch's own may come from a library that is off by one ulp.
+
+    A root in float64 is never so near to a tie of float32 that its error matters.
+    """
+    return torch.sqrt(x.double()).to(torch.float32)

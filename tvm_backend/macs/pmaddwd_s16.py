@@ -1,0 +1,47 @@
+"""x86, 16-bit activations: int16 in memory is what `pmaddwd` multiplies; weights are widened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fxquant.targets import MacIdiom, idioms
+from tvm_backend.macs.pmaddwd import Pmaddwd
+from tvm_backend.macs.vector import load, shuffle
+from tvm_backend.tvm_api import T
+
+
+@dataclass(frozen=True, slots=True)
+class PmaddwdS16(Pmaddwd):
+    """pmaddwd on int16 activations: products have 23 bits, and a pair of them fits int32."""
+
+    def load_activations(self, buffer: Any, offset: Any, steps: int) -> list[Any]:
+        """A 4-byte broadcast a step."""
+        words = [T.reinterpret("int32", load(buffer, offset + 2 * i, 2)) for i in range(steps)]
+        lanes = self.idiom.lanes
+        return [T.reinterpret(f"int16x{2 * lanes}", T.broadcast(word, lanes)) for word in words]
+
+    def interleave(self, rows: list[Any], vectors: int) -> list[Any]:
+        """Two rows, element by element; accumulators in channel order."""
+        lanes, count = self.idiom.lanes, vectors * self.idiom.lanes
+        return [
+            shuffle(rows, [row + i for i in range(first, first + lanes) for row in (0, count)])
+            for first in range(0, count, lanes)
+        ]
+
+
+def _mac(lanes: int, registers: int, intrinsic: str) -> PmaddwdS16:
+    name = f"pmaddwd_s16_{32 * lanes}"
+    idiom = MacIdiom(name, lanes, 2, True, registers, activation_bits=16)
+    return PmaddwdS16(idiom, intrinsic)
+
+
+_MAC_256 = _mac(8, 16, "llvm.x86.avx2.pmadd.wd")
+_MAC_512 = _mac(16, 32, "llvm.x86.avx512.pmaddw.d.512")
+
+# By the idiom that the same target has for 8-bit activations.
+MACS = {
+    idioms.PMADDWD_256: _MAC_256,
+    idioms.PMADDWD_512: _MAC_512,
+    idioms.VPDPBUSD_512: _MAC_512,
+}
