@@ -153,6 +153,16 @@ def set_term(node: Node, value: float) -> None:
     node.meta["term"] = value
 
 
+def channel_factors(node: Node) -> torch.Tensor | None:
+    """What equalization divided the value by, broadcasts over it; None if it did not."""
+    return node.meta.get("channel_factors")
+
+
+def set_channel_factors(node: Node, factors: torch.Tensor) -> None:
+    """Record what the value was divided by."""
+    node.meta["channel_factors"] = factors
+
+
 def set_delivers_float(node: Node) -> None:
     """Mark an integer operator as one whose accumulators become floats."""
     node.meta["delivers_float"] = True

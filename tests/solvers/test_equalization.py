@@ -1,0 +1,315 @@
+"""Equalizations: planted imbalances are found, factors are bounded, and the line stays exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import fxquant
+from fxquant.errors import CalibrationError, ConfigError, FileFormatError, StageError
+from fxquant.inspection import layer_errors
+from fxquant.ir import meta
+from fxquant.ir.channels import channel_classes
+from fxquant.solvers import (
+    ActivationEqualization,
+    BiasCorrection,
+    CrossLayerEqualization,
+    Equalization,
+    RoundToNearest,
+)
+from fxquant.solvers.channel_statistics import ChannelStatistics, observe_channels
+from fxquant.solvers.driver import Options
+from fxquant.solvers.equalization import EqualizationProblem
+from tests.tolerance import FOLDED, assert_close
+from tests.zoo import BY_NAME
+
+STEPS = (RoundToNearest(), BiasCorrection())
+X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(7))
+SPREAD = torch.exp2(torch.linspace(-5, 0, 8))
+
+
+class Separable(nn.Module):
+    """conv - depthwise - conv - residual block - classifier, all with ReLU6 or ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.project = nn.Conv2d(8, 8, 1)
+        self.block = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.relu6(self.depthwise(nn.functional.relu6(self.stem(x))))
+        x = self.project(x)
+        return self.head((x + self.block(x)).relu().mean((2, 3)))
+
+
+@torch.no_grad()
+def separable(spread: Tensor = SPREAD) -> Separable:
+    """The channels of the stem differ in size by `spread`, which the depthwise layer undoes."""
+    torch.manual_seed(1)
+    model = Separable().eval()
+    model.stem.weight *= spread.reshape(-1, 1, 1, 1)
+    assert model.stem.bias is not None
+    model.stem.bias *= spread
+    model.depthwise.weight /= spread.reshape(-1, 1, 1, 1)
+    return model
+
+
+def problem_of(model: nn.Module, x: Tensor, config: fxquant.Config) -> EqualizationProblem:
+    gm = fxquant.prepare(model, x[:1], config).graph
+    classes = channel_classes(gm)
+    weights = {layer.node.name: meta.tensor_of(gm, layer.weight) for layer in classes.layers}
+    return EqualizationProblem(classes, weights, observe_channels(gm, classes, [(x,)]))
+
+
+def factors_of(
+    step: Equalization, model: nn.Module, config: fxquant.Config = fxquant.W8A8
+) -> dict[str, Tensor]:
+    """Factors of the output channels of every layer."""
+    problem = problem_of(model, X, config)
+    factors = step.factors(problem)
+    assert factors.shape == (problem.classes.count,) and float(factors[0]) == 1
+    return {layer.node.name: factors[layer.outputs] for layer in problem.classes.layers}
+
+
+def quantized(*steps: Equalization, config: fxquant.Config = fxquant.W8A8) -> fxquant.Quantized:
+    return fxquant.quantize(separable(), [X], None, config, (*steps, *STEPS), progress=False)
+
+
+@torch.no_grad()
+def sqnr(network: fxquant.Quantized) -> float:
+    expected = separable()(X)
+    noise = (network(X) - expected).square().sum()
+    return float(10 * torch.log10(expected.square().sum() / noise))
+
+
+@pytest.mark.parametrize("step", [ActivationEqualization(), CrossLayerEqualization()], ids=repr)
+@pytest.mark.parametrize("config", [fxquant.W8A8, fxquant.W4A4], ids=["W8A8", "W4A4"])
+def test_a_planted_imbalance_is_repaired(step: Equalization, config: fxquant.Config) -> None:
+    gain = sqnr(quantized(step, config=config)) - sqnr(quantized(config=config))
+    assert gain > 3
+
+
+def test_activations_fill_the_range_before_a_depthwise_layer() -> None:
+    """Strength 1 is chosen where it costs nothing."""
+    problem = problem_of(separable(), X, fxquant.W8A8)
+    factors = ActivationEqualization().factors(problem)
+    value = problem.classes.values["stem"].flatten()
+    high = problem.statistics["stem"].high.flatten()
+    expected = (high / high.max()).clamp(min=1 / 32)
+    assert_close(factors[value], expected, 1e-12)
+
+
+@pytest.mark.parametrize("strength", [None, 0.0, 0.3, 1.0])
+@pytest.mark.parametrize("smallest", [1 / 32, 0.5, 1.0])
+def test_factors_of_activations_are_bounded(strength: float | None, smallest: float) -> None:
+    step = ActivationEqualization(strength, smallest)
+    for name, factors in factors_of(step, separable()).items():
+        assert bool((factors >= smallest).all() and (factors <= 1).all()), name
+        if strength == 0 or smallest == 1:
+            assert bool((factors == 1).all())
+
+
+def test_no_clamp_clips_the_samples_and_no_range_grows() -> None:
+    model = separable()
+    for step in (ActivationEqualization(1.0), CrossLayerEqualization()):
+        problem = problem_of(model, X, fxquant.W8A8)
+        factors = step.factors(problem)
+        for name in problem.classes.clamps:
+            scaled = problem.statistics[name].high / factors[problem.classes.values[name]]
+            assert float(scaled.max()) <= 6 * (1 + 1e-12)
+        if isinstance(step, ActivationEqualization):
+            for name, statistics in problem.statistics.items():
+                of_value = factors[problem.classes.values[name]]
+                low, high = problem.extent(name)
+                assert float((statistics.high / of_value).max()) <= float(high) * (1 + 1e-12)
+                assert float((statistics.low / of_value).min()) >= float(low) * (1 + 1e-12)
+
+
+@torch.no_grad()
+def test_channels_without_data_keep_their_scale() -> None:
+    model = separable()
+    assert model.stem.bias is not None
+    model.stem.weight[2] = 0.0
+    model.stem.bias[2] = -1.0
+    for step in (ActivationEqualization(1.0), CrossLayerEqualization()):
+        factors = factors_of(step, model)["stem"]
+        assert bool(torch.isfinite(factors).all())
+    assert float(factors_of(ActivationEqualization(1.0), model)["stem"][2]) == 1
+
+
+def test_cross_layer_equalization_equalizes_the_weights() -> None:
+    """Without clamps the largest row and column of every channel become equal."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(),
+                          nn.Conv2d(4, 2, 1)).eval()  # fmt: skip
+    factors = factors_of(CrossLayerEqualization(100, 1e6), model)
+    a, b, c = (m.weight.detach().double() for m in model if isinstance(m, nn.Conv2d))
+    s, t = factors["_0"], factors["_2"]
+    a = a / s.reshape(-1, 1, 1, 1)
+    b = b * s.reshape(1, -1, 1, 1) / t.reshape(-1, 1, 1, 1)
+    c = c * t.reshape(1, -1, 1, 1)
+    for made, read in ((a, b), (b, c)):
+        rows, columns = made.abs().amax((1, 2, 3)), read.abs().amax((0, 2, 3))
+        assert_close(rows, columns, 2e-3)
+
+
+def test_cross_layer_factors_are_bounded() -> None:
+    for factors in factors_of(CrossLayerEqualization(limit=2.0), separable()).values():
+        assert bool((factors >= 0.5).all() and (factors <= 2).all())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ActivationEqualization(strength=1.5),
+        lambda: ActivationEqualization(strength=-0.1),
+        lambda: ActivationEqualization(smallest=0.0),
+        lambda: ActivationEqualization(smallest=2.0),
+        lambda: CrossLayerEqualization(iterations=0),
+        lambda: CrossLayerEqualization(limit=0.5),
+    ],
+)
+def test_impossible_parameters(make) -> None:
+    with pytest.raises(ConfigError):
+        make()
+
+
+def test_statistics_of_parts_add_up_to_those_of_the_whole() -> None:
+    x = torch.randn(6, 4, 3, 5).relu()
+    shape = (1, 4, 1, 1)
+    whole = ChannelStatistics.of(x, shape)
+    parts = ChannelStatistics.of(x[:2], shape) + ChannelStatistics.of(x[2:], shape)
+    rows = x.double().transpose(0, 1).flatten(1)
+    for one in (whole, parts):
+        assert one.low.shape == shape and one.count == 90
+        assert torch.equal(one.high.flatten(), rows.amax(1))
+        assert torch.equal(one.low.flatten(), rows.amin(1))
+        assert_close(one.variance.flatten(), rows.var(1, correction=0), 1e-9)
+        assert_close(one.density.flatten(), (rows > 0).double().mean(1), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["residual", "depthwise", "branches", "decoder", "conv1d", "mlp"])
+def test_equalized_networks_compile_bit_for_bit_in_the_reference(name: str) -> None:
+    entry = BY_NAME[name]
+    inputs = entry.inputs(batch=8)
+    steps = (CrossLayerEqualization(), ActivationEqualization(), *STEPS)
+    network = fxquant.quantize(entry.make(), [inputs], inputs[0][:1], solver=steps, progress=False)
+    assert_close(network.reference(*inputs), network(*inputs).detach(), 0.05)
+    assert_close(network(*inputs), entry.make()(*inputs).detach(), 0.1)
+
+
+def test_compiled_equals_reference() -> None:
+    tvm_backend = pytest.importorskip("tvm_backend")
+    network = quantized(ActivationEqualization())
+    compiled = tvm_backend.compile(network)
+    for x in (X[:1], 3 * X[1:2] + 1):
+        assert torch.equal(compiled(x), network.reference(x))
+
+
+def test_errors_of_layers_are_in_the_units_of_the_network() -> None:
+    network, model = quantized(ActivationEqualization(1.0)), separable()
+    for error in layer_errors(network, X, model):
+        assert error.cumulative.sqnr > 25, error
+    [node] = [n for n in network.graph_module.graph.nodes if n.name == "stem"]
+    factors = meta.channel_factors(node)
+    assert factors is not None
+    meta.set_channel_factors(node, torch.ones_like(factors))
+    errors = {e.node: e.cumulative.sqnr for e in layer_errors(network, X, model)}
+    assert errors["stem"] < 5
+
+
+def test_factors_are_stored(tmp_path: Path) -> None:
+    network = quantized(ActivationEqualization())
+    network.save(tmp_path / "net.fxq")
+    loaded = fxquant.load(tmp_path / "net.fxq")
+    assert torch.equal(loaded.reference(X), network.reference(X))
+    for old, new in zip(network.calibrated.graph.nodes, loaded.calibrated.graph.nodes, strict=True):
+        before, after = meta.channel_factors(old), meta.channel_factors(new)
+        assert (before is None) is (after is None)
+        assert before is None or (after is not None and torch.equal(before, after))
+
+
+@pytest.mark.parametrize("bad", [torch.ones(1, 7, 1, 1), torch.ones(8), -torch.ones(1, 8, 1, 1),
+                                 torch.ones(1, 8, 1, 1).double()])  # fmt: skip
+def test_nonsense_factors_in_a_file(bad: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "net.fxq"
+    quantized(ActivationEqualization()).save(path)
+    with safe_open(str(path), "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file({**tensors, "stem.factors": bad}, str(path), metadata)
+    with pytest.raises(FileFormatError, match="channel factors of stem"):
+        fxquant.load(path)
+
+
+def test_what_was_done_is_recorded() -> None:
+    prepared = fxquant.prepare(separable(), X[:1])
+    fxquant.calibrate(prepared, [X], (ActivationEqualization(), *STEPS), progress=False)
+    network = fxquant.convert(prepared)
+    assert "ActivationEqualization" in network.provenance["solver"]
+    assert "channels divided by 0.03" in network.notes["stem"]
+    assert prepared.refusals == {"head": "it is a result of the network"}
+
+
+def test_equalizations_come_first() -> None:
+    with pytest.raises(ConfigError, match="comes after a solver"):
+        fxquant.quantize(separable(), [X], solver=(RoundToNearest(), ActivationEqualization()),
+                         progress=False)  # fmt: skip
+
+
+def test_equalization_needs_data_and_a_solver() -> None:
+    prepared = fxquant.prepare(separable(), X[:1])
+    with pytest.raises(CalibrationError, match="no calibration data"):
+        prepared.solve((ActivationEqualization(), *STEPS), Options(progress=False))
+    with pytest.raises(ConfigError, match="no solver"):
+        fxquant.calibrate(prepared, [X], ActivationEqualization(), progress=False)
+
+
+class Interrupted(RoundToNearest):
+    """Raises like Ctrl-C in its first layer."""
+
+    def solve_layer(self, problem, rng):
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_is_not_equalized_twice() -> None:
+    prepared = fxquant.prepare(separable(), X[:1])
+    with pytest.raises(KeyboardInterrupt):
+        fxquant.calibrate(prepared, [X], (ActivationEqualization(1.0), Interrupted()),
+                          progress=False)  # fmt: skip
+    with pytest.raises(StageError, match="equalized already"):
+        fxquant.calibrate(prepared, None, STEPS, progress=False)
+    fxquant.calibrate(prepared, None, (ActivationEqualization(1.0), *STEPS), progress=False)
+    expected = quantized(ActivationEqualization(1.0))
+    assert torch.equal(fxquant.convert(prepared).reference(X), expected.reference(X))
+
+
+def test_a_graph_with_a_fixed_batch() -> None:
+    exported = torch.export.export(separable(), (X[:4],))
+    network = fxquant.quantize(exported, list(X.split(4)), X[:4],
+                               solver=(ActivationEqualization(), *STEPS), progress=False)  # fmt: skip
+    assert network.batch == 4
+    assert_close(network(X), separable()(X).detach(), 0.1)
+
+
+def test_statistics_are_those_of_the_new_graph() -> None:
+    """Grids after equalization cover the values of the rewritten network."""
+    network = quantized(ActivationEqualization(1.0))
+    nodes = {n.name: n for n in network.calibrated.graph.nodes}
+    factors = meta.channel_factors(nodes["stem"])
+    assert factors is not None
+    model = separable()
+    with torch.no_grad():
+        value = nn.functional.relu6(model.stem(X)) / factors
+    grid = meta.qparams(nodes["stem"])
+    top = float(grid.scale) * (255 - int(grid.zero_point))
+    assert 0.7 * float(value.max()) < top < 1.01 * float(value.max())
+    assert_close(value.amax((0, 2, 3)), value.max().expand(8), FOLDED)
