@@ -7,7 +7,7 @@ quantized = fxquant.convert(prepared)
 
 import logging
 
-from fxquant import errors, solvers, targets
+from fxquant import errors, recipes, solvers, targets
 from fxquant.api import Prepared, calibrate, convert, prepare, quantize
 from fxquant.config import (
     W2A4,
@@ -60,6 +60,7 @@ __all__ = [
     "prepare",
     "preset",
     "quantize",
+    "recipes",
     "solvers",
     "targets",
 ]

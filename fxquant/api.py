@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence, Sized
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,22 +15,29 @@ from tqdm.auto import tqdm
 
 from fxquant.calibration import Calibration, batches_of
 from fxquant.config import W8A8, Config
-from fxquant.errors import CalibrationError, CaptureError, StageError, TargetError
+from fxquant.errors import CalibrationError, CaptureError, ConfigError, StageError, TargetError
 from fxquant.ir import meta
 from fxquant.ir.batch import fixed_batch, run_in_batches
+from fxquant.ir.channels import channel_classes
 from fxquant.ir.frontend import capture, normalize
 from fxquant.ir.frontend.capture import as_inputs
 from fxquant.ir.stages import Stage, verify
 from fxquant.ir.units import units
 from fxquant.model import FloatIsland, Quantized, float_islands
 from fxquant.passes.annotate import annotate, range_estimators
+from fxquant.passes.equalize import equalize
 from fxquant.passes.fuse import fuse
+from fxquant.recipes.defaults import default_steps
 from fxquant.solvers.base import Solver
+from fxquant.solvers.channel_statistics import observe_channels
+from fxquant.solvers.checkpoint import Checkpoint, fingerprint
 from fxquant.solvers.driver import MEMORY, Options, Solved, solve
-from fxquant.solvers.round_to_nearest import BiasCorrection, RoundToNearest
+from fxquant.solvers.equalization import Equalization, EqualizationProblem
 from fxquant.solvers.state import Record
 from fxquant.targets import Target
 from fxquant.version import __version__
+
+Step = Solver | Equalization
 
 SOLVER_SAMPLES = 1024
 SOLVER_INPUT_BYTES = 1 << 30
@@ -46,6 +54,8 @@ class Prepared:
         target: The device it is meant for, if named.
         calibration: What has been observed.
         solved: Result of the solver, None before.
+        equalized: The equalizations applied to the graph.
+        refusals: Layers whose channels they could not scale, and why.
     """
 
     def __init__(self, graph: GraphModule, config: Config, target: Target | None) -> None:
@@ -57,6 +67,8 @@ class Prepared:
         self.solved: Solved | None = None
         self.solver_name = ""
         self.finished: dict[str, Record] = {}
+        self.equalized: tuple[Equalization, ...] = ()
+        self.refusals: dict[str, str] = {}
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Observe a batch; returns the float model's output."""
@@ -83,16 +95,51 @@ class Prepared:
         """Operators that will stay in float, with reasons."""
         return float_islands(self.graph)
 
-    def solve(self, solver: Solver | Sequence[Solver] | None, options: Options) -> None:
-        """Choose grids, then weights unit by unit."""
+    def solve(
+        self,
+        solver: Step | Sequence[Step] | None,
+        options: Options,
+        checkpoint: str | Path | None = None,
+    ) -> None:
+        """Equalize, choose grids, then weights unit by unit; see `calibrate`."""
         chosen = default_steps(self.config) if solver is None else solver
-        steps = tuple(chosen) if isinstance(chosen, Sequence) else (chosen,)
+        every = tuple(chosen) if isinstance(chosen, Sequence) else (chosen,)
+        equalizations, steps = split(every)
+        self._equalize(equalizations)
         self.calibration.set_grids()
         samples = self.calibration.store.stacked()
         options = replace(options, batch=self.batch)
-        self.solved = solve(self.graph, samples, steps, options, self.finished)
-        self.solver_name = repr(steps)
+        on_solved = None
+        if checkpoint is not None:
+            owner = fingerprint(self.graph, samples, steps, options.seed)
+            stored = Checkpoint(checkpoint, owner)
+            self.finished = stored.load(self.graph)
+            on_solved = stored.add
+        self.solved = solve(self.graph, samples, steps, options, self.finished, on_solved)
+        self.solver_name = repr(every)
+        for name, note in scaling_notes(self.graph).items():
+            notes = self.solved.notes
+            notes[name] = f"{notes[name]}; {note}" if name in notes else note
         verify(self.graph, Stage.CALIBRATED)
+
+    def _equalize(self, steps: tuple[Equalization, ...]) -> None:
+        """Scale channels; what an interrupted call has done is not done again."""
+        done = len(self.equalized)
+        if steps[:done] != self.equalized:
+            raise StageError(
+                f"this model is equalized already, with {self.equalized}",
+                why="its float weights have changed",
+                remedy="call prepare again, or begin with the same equalizations",
+            )
+        for step in steps[done:]:
+            classes = channel_classes(self.graph)
+            statistics = observe_channels(self.graph, classes, self.calibration.kept(self.batch))
+            weights = {x.node.name: meta.tensor_of(self.graph, x.weight) for x in classes.layers}
+            factors = step.factors(EqualizationProblem(classes, weights, statistics))
+            equalize(self.graph, classes, factors)
+            self.equalized, self.refusals = (*self.equalized, step), classes.refusals
+        if steps:
+            self.calibration.reobserve(self.batch)
 
 
 def input_bytes(gm: GraphModule) -> int:
@@ -101,9 +148,31 @@ def input_bytes(gm: GraphModule) -> int:
     return max(1, sum(4 * torch.Size(shape).numel() for shape in shapes))
 
 
-def default_steps(config: Config) -> tuple[Solver, ...]:
-    """The solvers used when none are named."""
-    return (RoundToNearest(), BiasCorrection())
+def split(steps: Sequence[Step]) -> tuple[tuple[Equalization, ...], tuple[Solver, ...]]:
+    """The equalizations and the solvers behind them.
+
+    Raises:
+        ConfigError: An equalization comes after a solver.
+    """
+    equalizations = tuple(s for s in steps if isinstance(s, Equalization))
+    if tuple(steps[: len(equalizations)]) != equalizations:
+        raise ConfigError(
+            f"{equalizations[-1]!r} comes after a solver",
+            why="it scales float weights, which a solver has turned into integer codes",
+            remedy="put equalizations first",
+        )
+    return equalizations, tuple(s for s in steps if not isinstance(s, Equalization))
+
+
+def scaling_notes(gm: GraphModule) -> dict[str, str]:
+    """By layer name, by what its channels were divided."""
+    notes: dict[str, str] = {}
+    for node in gm.graph.nodes:
+        factors, definition = meta.channel_factors(node), meta.opdef(node)
+        if factors is not None and definition is not None and definition.weighted:
+            low, high = float(factors.min()), float(factors.max())
+            notes[node.name] = f"channels divided by {low:.3g}..{high:.3g}"
+    return notes
 
 
 def prepare(
@@ -160,21 +229,25 @@ def _check_parameters(gm: GraphModule) -> None:
 def calibrate(
     prepared: Prepared,
     data: Any,
-    solver: Solver | Sequence[Solver] | None = None,
+    solver: Step | Sequence[Step] | None = None,
     *,
     progress: bool = True,
     seed: int = 0,
     memory: int = MEMORY,
+    checkpoint: str | Path | None = None,
 ) -> Prepared:
     """Stream calibration data through the model, then choose grids and weights.
 
     Args:
         prepared: From `prepare`.
         data: A tensor, a DataLoader or any iterable of batches: tensors, tuples, `(x, label)`.
-        solver: A solver or a tuple of them, applied in order; default: the recipe of the preset.
+            None goes on with what was observed: after Ctrl-C, solved units are not solved again.
+        solver: A solver or a tuple of them, applied in order, equalizations first; default: the
+            recipe of the preset.
         progress: Show progress bars on stderr.
         seed: Seed of the solver; the same inputs and seed give the same bytes.
         memory: Bytes of RAM for cached activations; more go to a temporary file.
+        checkpoint: Directory for solved units: the same call continues an interrupted run there.
 
     Raises:
         CalibrationError: The data is empty, of the wrong shape or not finite.
@@ -184,12 +257,13 @@ def calibrate(
             f"calibrate got a {type(prepared).__name__}",
             remedy="pass what fxquant.prepare returned",
         )
-    total = len(data) if isinstance(data, Sized) and not isinstance(data, Tensor) else None
-    inputs = len(prepared.calibration.inputs)
-    batches = batches_of(data, inputs)
-    for batch in tqdm(batches, "calibrate", total, unit="batch", disable=not progress):
-        prepared(*batch)
-    prepared.solve(solver, Options(seed=seed, memory=memory, progress=progress))
+    if data is not None:
+        prepared.finished.clear()
+        total = len(data) if isinstance(data, Sized) and not isinstance(data, Tensor) else None
+        batches = batches_of(data, len(prepared.calibration.inputs))
+        for batch in tqdm(batches, "calibrate", total, unit="batch", disable=not progress):
+            prepared(*batch)
+    prepared.solve(solver, Options(seed=seed, memory=memory, progress=progress), checkpoint)
     return prepared
 
 
@@ -228,7 +302,7 @@ def quantize(
     data: Any,
     example_inputs: Any = None,
     config: Config = W8A8,
-    solver: Solver | Sequence[Solver] | None = None,
+    solver: Step | Sequence[Step] | None = None,
     target: Target | None = None,
     *,
     progress: bool = True,

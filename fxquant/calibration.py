@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from fxquant.errors import CalibrationError
 from fxquant.ir import meta
+from fxquant.ir.batch import channels_last
 from fxquant.ir.headroom import with_headroom
 from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator, Statistics
@@ -19,6 +20,8 @@ from fxquant.numerics.types import QParams, QuantSpec, qparams_from_range
 from fxquant.ops import Grid
 from fxquant.ops.opdef import apply_clamp
 from fxquant.ops.shape import pad
+
+CHUNK = 16  # kept samples run at once
 
 
 def tensors_of(batch: Any, inputs: int) -> tuple[Tensor, ...]:
@@ -99,8 +102,14 @@ class SampleStore:
                 self.samples[place : place + 1] = [tuple(x[row].detach().clone() for x in inputs)]
 
     def stacked(self) -> list[Tensor]:
-        """One `[S, ...]` tensor a network input."""
-        return [torch.stack(column) for column in zip(*self.samples, strict=True)]
+        """One `[S, ...]` tensor a network input, in random order.
+
+        Solvers use the first samples for statistics and hold back the last ones: data sorted by
+        class would make these two different worlds.
+        """
+        order = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))
+        columns = zip(*(self.samples[i] for i in order), strict=True)
+        return [torch.stack(column) for column in columns]
 
 
 class Calibration:
@@ -132,9 +141,40 @@ class Calibration:
         """
         self._check(inputs)
         inputs = tuple(x.to(torch.float32) for x in inputs)
-        result = _Observer(self.gm, self.statistics, self.terms).run(*inputs)
+        result = _Observer(self.gm, self.statistics, self.terms).run(*map(channels_last, inputs))
         self.store.add(inputs)
         return result
+
+    def kept(self, batch: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+        """The kept samples in batches the graph can run.
+
+        Args:
+            batch: The only batch size it can run, None if any will do; a rest is left out.
+
+        Raises:
+            CalibrationError: No data was seen.
+        """
+        self._check_seen()
+        samples, size = self.store.stacked(), batch or CHUNK
+        count = len(samples[0]) // size * size if batch else 0
+        for start in range(0, count or len(samples[0]), size):
+            yield tuple(channels_last(s[start : start + size]) for s in samples)
+
+    @torch.no_grad()
+    def reobserve(self, batch: int | None = None) -> None:
+        """Gather the statistics anew, on the kept samples, after the graph was rewritten."""
+        self.statistics = {name: Statistics() for name in self.statistics}
+        self.terms = dict.fromkeys(self.terms, 0.0)
+        observer = _Observer(self.gm, self.statistics, self.terms)
+        for inputs in self.kept(batch):
+            observer.run(*inputs)
+
+    def _check_seen(self) -> None:
+        if self.store.seen == 0:
+            raise CalibrationError(
+                "no calibration data was seen",
+                remedy="pass a non-empty loader to calibrate(), or call prepared(x) on batches",
+            )
 
     def _check(self, inputs: tuple[Tensor, ...]) -> None:
         if len(inputs) != len(self.inputs):
@@ -166,11 +206,7 @@ class Calibration:
         Raises:
             CalibrationError: No data was seen.
         """
-        if self.store.seen == 0:
-            raise CalibrationError(
-                "no calibration data was seen",
-                remedy="pass a non-empty loader to calibrate(), or call prepared(x) on batches",
-            )
+        self._check_seen()
         for node in self.gm.graph.nodes:
             value = meta.quant(node)
             if value is None or node.op == "get_attr":

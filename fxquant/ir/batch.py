@@ -1,4 +1,7 @@
-"""Batch sizes: graphs captured by torch.export, or with sizes written out, fix the batch."""
+"""Batches: their layout in memory, and their size.
+
+Graphs captured by torch.export, or with sizes written out, fix the batch.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,11 @@ from torch.fx import GraphModule, Interpreter
 
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images with their channels innermost: convolutions on CPUs are several times faster so."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def fixed_batch(gm: GraphModule) -> int | None:

@@ -2,19 +2,30 @@
 
 On the value graph, a node that dominates the output is passed by every path from the input. The
 dominators form a chain; what lies between two neighbours has one entry and one exit: a residual
-block, an inverted residual, a fire or inception block, or a single layer of a plain chain.
+block, an inverted residual, an inception block, or a single operator of a plain chain.
+
+Single layers of a chain are joined, because neighbours can make up for each other's errors: a
+depthwise layer with the pointwise layer behind it, the three layers of an inverted residual without
+addition, a squeeze layer with the branches that expand it, or two layers of a plain network. The
+first layer stays alone (it is 8 bits wide in low-bit networks), and an activation function stays
+with the layer before it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 from torch.fx import GraphModule, Node
 
 from fxquant.ir import meta
+from fxquant.ops import elementwise
 
 _SOURCE, _SINK = "(inputs)", "(outputs)"
+_ACTIVATIONS = frozenset(definition.function for definition in elementwise.DEFS)
+_LONGEST = 4  # layers of a joined chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +78,74 @@ def cut_points(gm: GraphModule) -> tuple[str, ...]:
 
 def units(gm: GraphModule) -> tuple[Unit, ...]:
     """Partition the operators of a graph into Basic-Units, in execution order."""
+    groups: list[_Group] = []
+    for members in _regions(gm):
+        group = _Group(members, first=not any(g.layers for g in groups))
+        if groups and groups[-1].accepts(group):
+            groups[-1] = groups[-1].joined(group)
+        else:
+            groups.append(group)
+    return tuple(unit_of(group.members) for group in groups)
+
+
+def _regions(gm: GraphModule) -> Iterator[list[Node]]:
+    """The operators between neighbouring cut points."""
     cuts = set(cut_points(gm))
-    result: list[Unit] = []
     members: list[Node] = []
     for node in gm.graph.nodes:
         if not node.op.startswith("call_"):
             continue
         members.append(node)
         if node.name in cuts:
-            result.append(_unit(members))
+            yield members
             members = []
     if members:
-        result.append(_unit(members))
-    return tuple(result)
+        yield members
 
 
-def _unit(members: list[Node]) -> Unit:
+class _Group:
+    """Neighbouring regions that form a unit.
+
+    Args:
+        members: The operators.
+        first: Whether no layer comes before them.
+    """
+
+    def __init__(self, members: list[Node], first: bool) -> None:
+        self.members = members
+        self.layers = [n for n in members if _weighted(n)]
+        self.closed = len(members) > 1 or first or not self.layers
+
+    def accepts(self, region: _Group) -> bool:
+        """Whether the next region belongs to this unit."""
+        single = len(region.members) == 1
+        if single and not region.layers:
+            return bool(self.layers) and region.members[0].target in _ACTIVATIONS
+        return not self.closed and bool(region.layers)
+
+    def joined(self, region: _Group) -> _Group:
+        """This unit with the next region."""
+        result = _Group(self.members + region.members, first=False)
+        result.closed = self.closed
+        if region.layers:
+            last = result.layers[-1]
+            block = len(region.members) > 1
+            result.closed = block or (not _depthwise(last) or len(result.layers) >= _LONGEST)
+        return result
+
+
+def _weighted(node: Node) -> bool:
+    definition = meta.opdef(node)
+    return definition is not None and definition.weighted
+
+
+def _depthwise(node: Node) -> bool:
+    groups: Any = node.kwargs.get("groups", 1)
+    return 1 < groups == meta.shape_of(node)[1]
+
+
+def unit_of(members: list[Node]) -> Unit:
+    """The unit made of consecutive operators."""
     inside = set(members)
     inputs = {
         source.name: None

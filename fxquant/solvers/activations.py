@@ -14,8 +14,15 @@ from fxquant.errors import CalibrationError
 _RESERVE = 64 << 20  # bytes left free on the disk
 
 
+def rows_of(x: Tensor, rows: Tensor) -> Tensor:
+    """Some samples of a tensor, in its memory format."""
+    if x.ndim != 4:
+        return x[rows]
+    return x.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
+
+
 class ActivationMemory:
-    """Allocates float32 tensors; those that do not fit the limit live in a temporary file.
+    """Allocates tensors; those that do not fit the limit live in a temporary file.
 
     The file has no name and vanishes with its tensor, even if the process is killed.
 
@@ -31,25 +38,29 @@ class ActivationMemory:
         self.limit, self.used, self.spilled = limit, 0, 0
         self._in_ram: dict[int, int] = {}  # data pointer -> bytes
 
-    def allocate(self, shape: tuple[int, ...]) -> Tensor:
-        """An uninitialized float32 tensor.
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """An uninitialized float32 tensor; images have their channels innermost.
 
         Raises:
             CalibrationError: It fits neither the limit nor the disk.
         """
-        size = 4 * prod(shape)
+        size = dtype.itemsize * prod(shape)
         if self.used + size > self.limit:
-            return self._on_disk(shape, size)
-        tensor = torch.empty(shape)
-        self.used += size
-        self._in_ram[tensor.data_ptr()] = size
-        return tensor
+            flat = self._on_disk(shape, size, dtype)
+        else:
+            flat = torch.empty(prod(shape), dtype=dtype)
+            self.used += size
+            self._in_ram[flat.data_ptr()] = size
+        if len(shape) != 4:
+            return flat.view(shape)
+        n, c, h, w = shape
+        return flat.view(n, h, w, c).permute(0, 3, 1, 2)
 
     def free(self, tensor: Tensor) -> None:
         """Give back the memory of a tensor that is not needed any more."""
         self.used -= self._in_ram.pop(tensor.data_ptr(), 0)
 
-    def _on_disk(self, shape: tuple[int, ...], size: int) -> Tensor:
+    def _on_disk(self, shape: tuple[int, ...], size: int, dtype: torch.dtype) -> Tensor:
         directory = tempfile.gettempdir()
         available = shutil.disk_usage(directory).free
         if size + _RESERVE > available:
@@ -64,5 +75,4 @@ class ActivationMemory:
         self.spilled += size
         with tempfile.NamedTemporaryFile(prefix="fxquant-") as file:
             file.truncate(size)
-            mapped = torch.from_file(file.name, shared=True, size=prod(shape), dtype=torch.float32)
-        return mapped.view(shape)
+            return torch.from_file(file.name, shared=True, size=prod(shape), dtype=dtype)

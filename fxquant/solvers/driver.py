@@ -8,7 +8,7 @@ quantized prefix of the units behind it, and is recorded: an interrupted run con
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
-from fxquant.ir.units import Unit, units
+from fxquant.ir.batch import channels_last
+from fxquant.ir.units import Unit
 from fxquant.solvers.activations import ActivationMemory
 from fxquant.solvers.base import (
     LayerSolver,
@@ -28,6 +29,7 @@ from fxquant.solvers.base import (
     UnitSolver,
 )
 from fxquant.solvers.program import Program, grid_owner
+from fxquant.solvers.regions import regions
 from fxquant.solvers.state import NetworkState, Record
 from fxquant.solvers.walk import Walk
 
@@ -68,6 +70,7 @@ def solve(
     steps: Sequence[Solver],
     options: Options = Options(),
     finished: dict[str, Record] | None = None,
+    on_solved: Callable[[str, Record], None] | None = None,
 ) -> Solved:
     """Solve every layer of a graph whose values have grids; `gm` becomes CALIBRATED.
 
@@ -77,6 +80,7 @@ def solve(
         steps: The solvers, applied in order.
         options: How to run them.
         finished: Units solved before; every unit is added to it as soon as it is solved.
+        on_solved: Called with every solved unit.
 
     Raises:
         ConfigError: There are no steps.
@@ -86,23 +90,29 @@ def solve(
     if options.batch is not None:  # an incomplete batch cannot be run
         whole = len(samples[0]) // options.batch * options.batch
         samples = [s[: whole or len(s)] for s in samples]
-    return _Driver(gm, samples, options, {} if finished is None else finished).run(steps)
+    driver = _Driver(gm, samples, options, {} if finished is None else finished)
+    driver.on_solved = on_solved
+    return driver.run(steps)
 
 
-def passes(steps: Sequence[Solver]) -> list[list[Solver]]:
-    """Steps that go through the network together: all but those on the whole network."""
-    result: list[list[Solver]] = []
+def passes(steps: Sequence[Solver]) -> list[tuple[Scope, list[Solver]]]:
+    """Steps that go through the network together, and the regions they work on.
+
+    Steps that work layer by layer fit any region but the whole network.
+    """
+    result: list[tuple[Scope | None, list[Solver]]] = []
     for step in steps:
-        alone = isinstance(step, UnitSolver) and step.scope is Scope.NETWORK
-        if alone or not result or _is_network(result[-1][-1]):
-            result.append([step])
+        scope = step.scope if isinstance(step, UnitSolver) else None
+        known = result[-1][0] if result else Scope.NETWORK
+        if (
+            known is Scope.NETWORK
+            or (known and scope and known is not scope)
+            or (known is None and scope is Scope.NETWORK)
+        ):
+            result.append((scope, [step]))
         else:
-            result[-1].append(step)
-    return result
-
-
-def _is_network(step: Solver) -> bool:
-    return isinstance(step, UnitSolver) and step.scope is Scope.NETWORK
+            result[-1] = (known or scope, [*result[-1][1], step])
+    return [(scope or Scope.UNIT, group) for scope, group in result]
 
 
 class _Driver:
@@ -115,31 +125,28 @@ class _Driver:
         options: Options,
         finished: dict[str, Record],
     ) -> None:
-        self.gm, self.samples, self.options, self.finished = gm, samples, options, finished
+        self.gm, self.options, self.finished = gm, options, finished
+        self.samples = [channels_last(s) for s in samples]
+        self.on_solved: Callable[[str, Record], None] | None = None
         self.state = NetworkState(gm)
         self.memory = ActivationMemory(options.memory)
         self.chunk = options.batch or CHUNK
 
     def run(self, steps: Sequence[Solver]) -> Solved:
         groups = passes(steps)
-        parts = [self._regions(group) for group in groups]
+        parts = [self._regions(scope) for scope, _ in groups]
         total = sum(len(program.layers) for part in parts for _, program in part)
         quiet = not self.options.progress
         with tqdm(total=total, desc="solve", unit="layer", disable=quiet) as bar:
-            for index, (group, regions) in enumerate(zip(groups, parts, strict=True)):
+            for index, ((_, group), regions) in enumerate(zip(groups, parts, strict=True)):
                 self._pass(index, group, regions, bar)
         self.state.store()
         return Solved(self.state.notes, self.state.losses)
 
-    def _regions(self, steps: Sequence[Solver]) -> list[tuple[Unit, Program]]:
-        if _is_network(steps[0]):
-            operators = [n for n in self.gm.graph.nodes if n.op.startswith("call_")]
-            names = tuple(n.name for n in operators)
-            program = Program(self.gm, operators)
-            inputs = tuple(n.name for n in program.inputs)
-            return [(Unit("network", names, inputs, names[-1]), program)] if names else []
+    def _regions(self, scope: Scope) -> list[tuple[Unit, Program]]:
+        parts = regions(self.gm, scope)
         nodes = self.state.nodes
-        return [(u, Program(self.gm, [nodes[name] for name in u.nodes])) for u in units(self.gm)]
+        return [(u, Program(self.gm, [nodes[name] for name in u.nodes])) for u in parts]
 
     def _pass(
         self,
@@ -165,6 +172,8 @@ class _Driver:
                     record = self._solve(unit, program, steps, floats, quantized, targets, rng,
                                          frozenset(solved))  # fmt: skip
                     self.finished[key] = record
+                    if self.on_solved is not None:
+                        self.on_solved(key, record)
                 self.state.apply(record)
                 solved.update(record.weights)
                 bar.update(len(program.layers))
@@ -186,7 +195,7 @@ class _Driver:
                 if name not in results:
                     per_sample = chunk.shape[0] // len(next(iter(inputs.values())))
                     shape = (len(self.samples[0]) * per_sample, *chunk.shape[1:])
-                    results[name] = self.memory.allocate(shape)
+                    results[name] = self.memory.allocate(shape, chunk.dtype)
                 scaled = len(results[name]) // len(self.samples[0])
                 results[name][start * scaled : start * scaled + len(chunk)] = chunk
         return results

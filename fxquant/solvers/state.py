@@ -16,8 +16,13 @@ from fxquant.numerics.types import QParams, QTensor
 from fxquant.ops import Grid, Operand
 from fxquant.ops.qdq import dequantize, quantize
 from fxquant.solvers.base import Layer
-from fxquant.solvers.program import is_layer
-from fxquant.solvers.scale_search import floor_scale, round_to_grid, start_scale
+from fxquant.solvers.program import grid_owner, is_layer
+from fxquant.solvers.scale_search import (
+    floor_scale,
+    raise_scales,
+    round_to_grid,
+    start_scale,
+)
 
 
 @dataclass(slots=True)
@@ -72,11 +77,14 @@ class NetworkState:
         start = self.weights.get(weight_node.name)
         if start is None:
             scale, raised = floor_scale(start_scale(weight, value.spec), bias, *grids)
-            start = self.weights[weight_node.name] = round_to_grid(weight, scale, value.spec)
-            if raised:
-                self.notes[node.name] = (
-                    f"weight scale of {raised} channel(s) raised to keep the bias in int32"
-                )
+            start = round_to_grid(weight, scale, value.spec)
+        else:  # the grids may have changed
+            start, raised = raise_scales(start, weight, bias, *grids)
+        self.weights[weight_node.name] = start
+        if raised:
+            self.notes[node.name] = (
+                f"weight scale of {raised} channel(s) raised to keep the bias in int32"
+            )
         return Layer(
             node, definition, weight_node.name, weight, bias, value.spec, *grids,
             start, self.biases.get(node.name, bias), weight_node.name in solved,
@@ -104,12 +112,17 @@ class NetworkState:
         return dequantize(codes, scale=grid.scale, zero_point=grid.zero_point)
 
     def set_grids(self, grids: Mapping[str, QParams]) -> dict[str, QParams]:
-        """Change grids, in execution order, keeping the headroom of sums; those really set."""
+        """Change grids, in execution order, keeping the headroom of all sums; those really set."""
         actual: dict[str, QParams] = {}
         for name, node in self.nodes.items():
-            if name in grids:
-                actual[name] = with_headroom(node, grids[name])
-                self._set_grid(node, actual[name])
+            value = meta.quant(node)
+            if value is None or value.qparams is None or grid_owner(node) is not node:
+                continue
+            present = value.qparams
+            wanted = with_headroom(node, grids.get(name, present))
+            if wanted is not present:
+                actual[name] = wanted
+                self._set_grid(node, wanted)
         return actual
 
     def _set_grid(self, node: Node, qparams: QParams) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxquant.ir.units import cut_points, units
 from tests.graphs import fused
-from tests.zoo import BY_NAME, Head, conv_bn
+from tests.zoo import BY_NAME
 
 
 @cache
@@ -20,11 +20,34 @@ def unit_case(entry: str) -> tuple:
     return gm, units(gm)
 
 
-def test_plain_chain_is_one_operator_a_unit() -> None:
-    model = nn.Sequential(conv_bn(3, 4, act=nn.ReLU()), conv_bn(4, 5), Head(5)).eval()
-    found = units(fused(model, torch.zeros(1, 3, 5, 5)))
-    assert all(len(u.nodes) == 1 and len(u.inputs) == 1 for u in found)
-    assert [u.output for u in found] == [u.nodes[0] for u in found]
+def layers_of(model: nn.Module, x: torch.Tensor) -> list[list[str]]:
+    """Weighted layers of every unit that has some."""
+    gm = fused(model.eval(), x)
+    nodes = {n.name: n for n in gm.graph.nodes}
+    found = [[n for n in u.nodes if len(nodes[n].args) > 1] for u in units(gm)]
+    return [names for names in found if names]
+
+
+def test_layers_of_a_plain_chain_go_in_pairs_but_for_the_first() -> None:
+    chain = [nn.Conv2d(3, 4, 1)] + [nn.Conv2d(4, 4, 3) for _ in range(4)]
+    model = nn.Sequential(*(m for c in chain for m in (c, nn.ReLU())))
+    assert layers_of(model, torch.zeros(1, 3, 12, 12)) == [["_0"], ["_2", "_4"], ["_6", "_8"]]
+
+
+def test_depthwise_layers_join_the_pointwise_layers_around_them() -> None:
+    def depthwise() -> nn.Conv2d:
+        return nn.Conv2d(4, 4, 3, groups=4)
+
+    stages = [nn.Conv2d(3, 4, 1), depthwise(), nn.Conv2d(4, 4, 1),  # separable
+              nn.Conv2d(4, 4, 1), depthwise(), nn.Conv2d(4, 4, 1)]  # inverted  # fmt: skip
+    found = layers_of(nn.Sequential(*stages), torch.zeros(1, 3, 12, 12))
+    assert found == [["_0"], ["_1", "_2"], ["_3", "_4", "_5"]]
+
+
+def test_activation_stays_with_its_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Hardswish(), nn.MaxPool2d(2)).eval()
+    found = units(fused(model, torch.zeros(1, 3, 4, 4)))
+    assert [u.nodes for u in found] == [("_0", "_1"), ("_2",)]
 
 
 def test_residual_block_is_one_unit() -> None:

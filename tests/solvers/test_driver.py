@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
 import torch
 from torch import nn
 
 import fxquant
 from fxquant.calibration import SampleStore
+from fxquant.errors import CalibrationError, ConfigError, FileFormatError
 from fxquant.ir import meta
+from fxquant.numerics.types import QParams
 from fxquant.ops import Operand
 from fxquant.ops.qdq import quantize
-from fxquant.solvers import LayerProblem, LayerSolution, LayerSolver, RoundToNearest
+from fxquant.solvers import (
+    UWC,
+    AdaRound,
+    BiasCorrection,
+    LayerProblem,
+    LayerSolution,
+    LayerSolver,
+    NetworkTuning,
+    RoundToNearest,
+    Scope,
+    Training,
+    UnitProblem,
+    UnitSolution,
+    UnitSolver,
+    ValueProblem,
+)
+from fxquant.solvers.activations import ActivationMemory
+from fxquant.solvers.driver import passes
+from fxquant.solvers.regions import regions
+from tests.solvers.nets import X as IMAGES
+from tests.solvers.nets import residual
 from tests.tolerance import assert_close
 from tests.zoo import BY_NAME
 
@@ -91,8 +117,175 @@ def test_reservoir_keeps_a_bounded_uniform_sample() -> None:
     assert 300 < float(kept.mean()) < 700
 
 
+def test_samples_come_in_random_but_fixed_order() -> None:
+    """Calibration data is often sorted by class, and solvers split it."""
+    store = SampleStore(50)
+    store.add((torch.arange(50).float()[:, None],))
+    first, second = (store.stacked()[0].flatten() for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(first.sort().values, torch.arange(50).float())
+    assert abs(float(first[:25].mean()) - 24.5) < 6
+
+
 def test_single_layer_and_no_layer() -> None:
     one = fxquant.quantize(nn.Conv2d(3, 2, 1).eval(), [X], progress=False)
     assert one.reference(X).shape == (20, 2, 9, 7)
     none = fxquant.quantize(nn.Sequential(nn.ReLU()).eval(), [X], progress=False)
     assert_close(none.reference(X), X.relu(), 0.01)
+
+
+def test_unit_problems_hold_inputs_grids_and_targets() -> None:
+    """What a unit solver sees: quantized inputs on their grids, targets of the float network."""
+
+    class Unchanged(UnitSolver):
+        def __init__(self) -> None:
+            self.problems: list[UnitProblem] = []
+
+        def solve_unit(self, problem: UnitProblem, rng: torch.Generator) -> UnitSolution:
+            self.problems.append(problem)
+            weights = {layer.weight_name: layer.start for layer in problem.layers.values()}
+            return UnitSolution(weights, {n: x.start_bias for n, x in problem.layers.items()})
+
+    solver, model = Unchanged(), residual()
+    fxquant.quantize(model, [IMAGES], config=fxquant.W4A4, solver=solver, progress=False)
+    names = [list(p.layers) for p in solver.problems]
+    assert names == [["stem"], ["a", "b"], ["expand", "depthwise", "project"], ["head"]]
+    block = solver.problems[1]
+    assert set(block.grids) == {"a", "b"} and set(block.fixed_grids) == {"stem"}
+    with torch.no_grad():
+        stem = block.float_inputs["stem"]
+        expected = (stem + model.b(model.a(stem).relu())).relu()
+        assert_close(stem.sum(0), model.stem(IMAGES).relu().sum(0), 1e-5)
+    assert_close(block.targets["b"], expected, 1e-5)
+    grid = Operand.of(block.fixed_grids["stem"])
+    codes = block.quantized_inputs["stem"] / grid.scale + grid.zero_point
+    assert_close(codes, codes.round(), 1e-4)
+
+
+def test_steps_share_a_pass_unless_their_regions_differ() -> None:
+    layerwise, unit = RoundToNearest(), UWC()
+    layer, network = AdaRound(), NetworkTuning()
+    assert passes((layerwise, unit, unit)) == [(Scope.UNIT, [layerwise, unit, unit])]
+    assert passes((layerwise, layer, unit, network, layerwise)) == [
+        (Scope.LAYER, [layerwise, layer]),
+        (Scope.UNIT, [unit]),
+        (Scope.NETWORK, [network]),
+        (Scope.UNIT, [layerwise]),
+    ]
+    with pytest.raises(ConfigError, match="no solver"):
+        fxquant.quantize(residual(), [IMAGES], solver=(), progress=False)
+
+
+@pytest.mark.parametrize("name", sorted(BY_NAME))
+def test_regions_hold_every_operator_once(name: str) -> None:
+    entry = BY_NAME[name]
+    prepared = fxquant.prepare(entry.make(), entry.inputs())
+    operators = [n.name for n in prepared.graph.graph.nodes if n.op.startswith("call_")]
+    for scope in Scope:
+        assert [n for u in regions(prepared.graph, scope) for n in u.nodes] == operators
+
+
+STEPS = (RoundToNearest(), BiasCorrection(), UWC(Training(iterations=6, batch=8)))
+
+
+def test_activations_spilled_to_disk_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    spilled: list[int] = []
+    allocate = ActivationMemory.allocate
+
+    def counting(self: ActivationMemory, *arguments) -> torch.Tensor:
+        result = allocate(self, *arguments)
+        spilled.append(self.spilled)
+        return result
+
+    monkeypatch.setattr(ActivationMemory, "allocate", counting)
+    results = [
+        fxquant.quantize(
+            residual(),
+            [IMAGES],
+            config=fxquant.W4A4,
+            solver=STEPS[-1],
+            progress=False,
+            memory=memory,
+        )
+        for memory in (1 << 30, 1 << 14)
+    ]
+    assert spilled[0] == 0 and spilled[-1] > 0
+    assert torch.equal(results[0](IMAGES), results[1](IMAGES))
+
+
+def test_activation_memory_counts_and_refuses_what_no_disk_holds() -> None:
+    memory = ActivationMemory(1000)
+    first = memory.allocate((2, 3, 4, 5))
+    assert first.shape == (2, 3, 4, 5) and memory.used == 480 and memory.spilled == 0
+    second = memory.allocate((2, 100))
+    second.fill_(3.0)
+    assert memory.spilled == 800 and float(second.sum()) == 600
+    memory.free(first)
+    assert memory.used == 0
+    with pytest.raises(CalibrationError, match="no room"):
+        memory.allocate((1 << 40, 1000))
+
+
+class Interrupting(RoundToNearest):
+    """Stops like Ctrl-C at a layer, once."""
+
+    calls: ClassVar[list[str]] = []
+    stop_at: ClassVar[str] = ""
+
+    def solve_layer(self, problem: LayerProblem, rng: torch.Generator) -> LayerSolution:
+        name = problem.layer.node.name
+        if name == Interrupting.stop_at:
+            Interrupting.stop_at = ""
+            raise KeyboardInterrupt
+        Interrupting.calls.append(name)
+        return RoundToNearest.solve_layer(self, problem, rng)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_an_interrupted_run_continues_where_it_stopped(on_disk: bool, tmp_path: Path) -> None:
+    steps = (Interrupting(), BiasCorrection(), UWC(Training(iterations=6, batch=8)))
+    Interrupting.calls.clear()
+    whole = fxquant.quantize(residual(), [IMAGES], solver=steps, progress=False)
+    Interrupting.calls.clear()
+    Interrupting.stop_at = "depthwise"
+    checkpoint = tmp_path / "units" if on_disk else None
+    prepared = fxquant.prepare(residual(), IMAGES[:1])
+    with pytest.raises(KeyboardInterrupt):
+        fxquant.calibrate(prepared, [IMAGES], steps, progress=False, checkpoint=checkpoint)
+    if on_disk:  # another process
+        prepared = fxquant.prepare(residual(), IMAGES[:1])
+    data = [IMAGES] if on_disk else None
+    fxquant.calibrate(prepared, data, steps, progress=False, checkpoint=checkpoint)
+    calls = Interrupting.calls
+    assert calls == ["stem", "a", "b", "expand", "expand", "depthwise", "project", "head"]
+    assert torch.equal(fxquant.convert(prepared)(IMAGES), whole(IMAGES))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    def run(seed: int) -> None:
+        prepared = fxquant.prepare(residual(), IMAGES[:1])
+        fxquant.calibrate(prepared, [IMAGES], STEPS, progress=False, seed=seed, checkpoint=tmp_path)
+
+    run(0)
+    with pytest.raises(FileFormatError, match="another run"):
+        run(1)
+    path = next(tmp_path.glob("unit-*"))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(FileFormatError, match="cannot be read"):
+        run(0)
+
+
+def test_sums_keep_their_headroom_when_an_operand_gets_coarser() -> None:
+    """Else the integer form would refuse the grid of the sum."""
+
+    class Coarser(RoundToNearest):
+        def choose_grid(self, problem: ValueProblem) -> QParams:
+            grid = problem.grid
+            return QParams(grid.spec, grid.scale * (6 if problem.name == "stem" else 1),
+                           grid.zero_point)  # fmt: skip
+
+    result = fxquant.quantize(residual(), [IMAGES], solver=Coarser(), progress=False)
+    grids = {n.name: n.meta["quant"].qparams for n in result.calibrated.graph.nodes
+             if "quant" in n.meta}  # fmt: skip
+    assert float(grids["b"].scale) > 0.4 * float(grids["stem"].scale)
+    assert result.reference(IMAGES).shape == result(IMAGES).shape

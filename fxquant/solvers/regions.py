@@ -1,0 +1,46 @@
+"""The regions solvers work on: single layers, Basic-Units, or the whole network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch.fx import GraphModule, Node
+
+from fxquant.ir.units import Unit, unit_of, units
+from fxquant.solvers.base import Scope
+from fxquant.solvers.program import is_layer
+
+
+def regions(gm: GraphModule, scope: Scope) -> tuple[Unit, ...]:
+    """Consecutive regions that together hold every operator."""
+    if scope is Scope.UNIT:
+        return units(gm)
+    operators = [n for n in gm.graph.nodes if n.op.startswith("call_")]
+    if scope is Scope.NETWORK:
+        return (replace(unit_of(operators), name="network"),) if operators else ()
+    return tuple(unit_of(members) for members in _layers(operators))
+
+
+def _layers(operators: list[Node]) -> list[list[Node]]:
+    """Each layer alone; what lies between layers belongs to the layer behind it.
+
+    Results that are no tensors cannot be kept, so no region ends while one is alive.
+    """
+    result: list[list[Node]] = []
+    members: list[Node] = []
+    open_until = -1
+    position = {n: i for i, n in enumerate(operators)}
+    for index, node in enumerate(operators):
+        members.append(node)
+        if "shape" not in node.meta or any(_takes_item(u) for u in node.users):
+            open_until = max([open_until, *(position.get(u, index) for u in node.users)])
+        if is_layer(node) and index >= open_until:
+            result.append(members)
+            members = []
+    if members:
+        result.append(members)
+    return result
+
+
+def _takes_item(node: Node) -> bool:
+    return getattr(node.target, "__name__", "") == "getitem"

@@ -1,0 +1,128 @@
+"""The training loop and the solvers made of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxquant
+from fxquant.errors import ConfigError
+from fxquant.solvers import (
+    BRECQ,
+    UWC,
+    ActivationSteps,
+    AdaRound,
+    AttentionRound,
+    NetworkTuning,
+    QDrop,
+    Scope,
+    Solver,
+    Training,
+)
+from tests.solvers.nets import NEAREST, X, check_integers, error, residual
+
+RATES = ("code_rate", "scale_rate", "bias_rate", "activation_rate")
+SHORT = Training(iterations=30, batch=8, held_back=12, code_rate=1.5e-2)
+LEARNED = [
+    UWC(SHORT),
+    UWC(replace(SHORT, mix=0.5, drop=0.5)),
+    UWC(SHORT, Scope.LAYER),
+    AttentionRound(SHORT),
+    AttentionRound(SHORT, region=Scope.LAYER),
+    AdaRound(replace(AdaRound().training, iterations=60, batch=8)),
+    BRECQ(replace(BRECQ().training, iterations=60, batch=8)),
+    QDrop(replace(QDrop().training, iterations=60, batch=8)),
+    ActivationSteps(replace(SHORT, code_rate=0.0, scale_rate=0.0, bias_rate=0.0)),
+    NetworkTuning(SHORT),
+    NetworkTuning(replace(SHORT, loss="kl")),
+]
+
+
+def quantized(*steps: Solver, config: fxquant.Config = fxquant.W3A3, **kwargs) -> fxquant.Quantized:
+    return fxquant.quantize(residual(), [X], config=config, solver=steps, progress=False, **kwargs)
+
+
+@pytest.mark.parametrize("solver", LEARNED, ids=lambda s: type(s).__name__)
+def test_never_worse_than_round_to_nearest_in_its_own_objective(solver: Solver) -> None:
+    """On the samples held back, for every region; and the integers still match."""
+    prepared = fxquant.prepare(residual(), X[:1], fxquant.W3A3)
+    fxquant.calibrate(prepared, [X], (*NEAREST, solver), progress=False)
+    assert prepared.solved is not None
+    losses = [history for history in prepared.solved.losses.values() if history]
+    assert losses and all(min(history) <= history[0] for history in losses)
+    check_integers(fxquant.convert(prepared))
+
+
+class Pair(nn.Module):
+    """Two layers whose errors can make up for each other: a Basic-Unit behind a stem."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(self.stem(x)).relu())
+
+
+def test_a_unit_beats_its_layers_and_both_beat_rounding_at_2_bits() -> None:
+    torch.manual_seed(0)
+    model, images = Pair().eval(), torch.randn(160, 3, 8, 8)
+    config = fxquant.Config(default=fxquant.OpConfig(2, 8), names={"stem": fxquant.OpConfig(8, 8)})
+
+    def loss(*steps: Solver) -> float:
+        data = list(images.split(32))
+        result = fxquant.quantize(model, data, config=config, solver=steps, progress=False)
+        return error(result, model, images)
+
+    training = Training(iterations=150, batch=16, code_rate=1.5e-2)
+    layers = loss(*NEAREST, UWC(training, Scope.LAYER))
+    units = loss(*NEAREST, UWC(training))
+    assert units < 0.95 * layers < 0.95 * 0.95 * loss(*NEAREST)
+
+
+def test_same_seed_same_bytes_other_seed_other_codes() -> None:
+    first, second, other = (quantized(UWC(SHORT), seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first(X), second(X))
+    assert not torch.equal(first(X), other(X))
+
+
+def test_rates_of_zero_keep_their_parameters() -> None:
+    """Codes move, grids and scales do not."""
+    codes_only = replace(SHORT, scale_rate=0.0, bias_rate=0.0, activation_rate=0.0)
+    before, after = quantized(*NEAREST), quantized(*NEAREST, UWC(codes_only))
+    grids = [
+        {
+            n.name: str(n.meta["quant"].qparams)
+            for n in q.calibrated.graph.nodes
+            if "quant" in n.meta
+        }
+        for q in (before, after)
+    ]
+    assert grids[0] == grids[1]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"iterations": 0}, {"batch": 0}, {"mix": 1.5}, {"drop": -0.1}, {"code_rate": -1.0},
+     {"loss": "l3"}, dict.fromkeys(RATES, 0.0)],
+    ids=str,
+)  # fmt: skip
+def test_invalid_settings_are_refused(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match="rate" if len(wrong) > 1 else next(iter(wrong))):
+        Training(**wrong)
+
+
+def test_shared_weights_stay_shared() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    relu = nn.ReLU()
+    model = nn.Sequential(conv, relu, conv, relu, conv, relu).eval()
+    config = fxquant.Config(default=fxquant.OpConfig(3, 4))
+    result = fxquant.quantize(model, [X], config=config, solver=UWC(SHORT), progress=False)
+    codes = [b for b in result.calibrated.buffers() if b.shape == (3, 3, 3, 3)]
+    assert len(codes) == 1
+    check_integers(result)
