@@ -14,7 +14,7 @@ PRESETS = {"W8A8", "W7A7", "W6A6", "W4A8", "W4A4", "W3A8", "W3A3", "W2A8", "W2A4
 REQUIRED = FUNCTIONS | PRESETS | {
     "Config", "OpConfig", "Prepared", "Quantized", "FloatIsland", "FxQuantError",
     "MinMax", "MovingAverage", "Percentile", "Mse", "Entropy",
-    "errors", "solvers", "targets", "__version__",
+    "errors", "recipes", "solvers", "targets", "__version__",
 }  # fmt: skip
 
 
