@@ -73,16 +73,17 @@ class Width:
         return float((self.largest_accumulator + 1) >> 3)
 
     def largest_ratio(self, span: int) -> float:
-        """Largest operand scale / output scale at which t of an operand cannot saturate.
+        """Largest operand scale / output scale at which t of an operand does not saturate.
 
-        For a ratio in `[2^e, 2^(e+1))` the shift is `-(k + 1 + e)`.
+        For a ratio in `[2^e, 2^(e+1))` the shift is `-(k + 1 + e)`. Losing the last unit, which is
+        2^-k output steps, does not count: a one-sided 16-bit operand of an 8-bit sum just fits.
 
         Args:
             span: Largest magnitude of `code - zero_point`.
         """
         span = max(span, 1)
         left = (self.word_max // span).bit_length() - 1
-        while left < 0 and (span + (1 << (-left - 1))) >> -left > self.word_max:
+        while left < 0 and (span + (1 << (-left - 1))) >> -left > self.word_max + 1:
             left -= 1
         return 2.0 ** (left - self.fraction_bits) * (1 - 2.0 ** (1 - self.multiplier_bits))
 

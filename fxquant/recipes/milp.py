@@ -6,8 +6,8 @@
 
 Losses are assumed to add up, which holds to first order for noise from independent roundings.
 
-Source: the formulation is standard, e.g. Hubara et al., "Accurate Post Training Quantization With
-Small Calibration Sets", ICML 2021, section 3.3. Solved by HiGHS (scipy.optimize.milp).
+Source: Hubara et al., "Accurate Post Training Quantization With Small Calibration Sets", ICML 2021.
+Solved by HiGHS (scipy.optimize.milp).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Measured sensitivity: the noise one quantized layer alone makes.
 
 For every layer l and width b the float network runs with l alone quantized to b bits, by the solver
-that is to quantize the network (a solver that rounds well in some layers changes which need bits),
-and
+that is to quantize the network: which layers need bits depends on it. Then
 
     s[l, b] = mean over results y of  sum (y_lb - y)^2 / sum y^2
 
@@ -17,9 +16,9 @@ is missing is estimated from the error of rounding the weight, to which noise is
 
 and, for a layer not measured at all, from the median of s / e over the others.
 
-Sources: the measure is that of Wu et al., "EasyQuant", 2020, and many; measuring one layer at a
-time and adding up follows Hubara et al., "Accurate Post Training Quantization With Small
-Calibration Sets", ICML 2021, section 3.3.
+Source: measuring one layer at a time and adding up follows Hubara et al., "Accurate Post Training
+Quantization With Small Calibration Sets", ICML 2021 (there the loss of accuracy). The estimates are
+ours.
 """
 
 from __future__ import annotations

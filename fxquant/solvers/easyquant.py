@@ -15,8 +15,8 @@ present one: the cosine never decreases.
 * S_w, as a layer is solved: one number a channel. A candidate is tried for all channels at once
   and each keeps its own best, for a channel of the weight touches that channel of O only.
 
-Source: Wu et al., "EasyQuant: Post-training Quantization via Scale Optimization", 2020,
-sections 3.2 and 3.3; defaults of section 4.1.
+Source: Wu et al., "EasyQuant: Post-training Quantization via Scale Optimization", 2020; the
+defaults of `low`, `high` and `candidates` are the paper's.
 Symbols: A_q -> quantized patches, O -> target, S -> 1 / scale, alpha -> low, beta -> high,
 n -> candidates.
 

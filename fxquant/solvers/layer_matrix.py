@@ -25,7 +25,7 @@ M -> outputs of a group, G -> groups, lambda -> damping * mean diagonal of E.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,7 @@ class LayerMatrix:
         cross: C, `[G, N, M]`.
         energy: Y, `[G, M]`.
         weight: Float weight v, `[G, N, M]`.
+        means: Of the inputs, `[G, N]`, and of the wanted outputs, `[G, M]`.
         rows: K, from how many rows the moments are.
     """
 
@@ -58,6 +59,7 @@ class LayerMatrix:
     cross: Tensor
     energy: Tensor
     weight: Tensor
+    means: tuple[Tensor, Tensor]
     rows: int
 
     @property
@@ -82,6 +84,14 @@ class LayerMatrix:
         """
         known = self.residual(weight) if residual is None else residual
         return self.energy - (weight * (self.cross + known)).sum(1)
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """The best bias of every output, `[G, M]`.
+
+        Args:
+            weight: `[G, N, M]`.
+        """
+        return self.means[1] - (weight * self.means[0][:, :, None]).sum(1)
 
     def damped(self, damping: float) -> LayerMatrix:
         """With a ridge towards the float weights.
@@ -125,20 +135,23 @@ def layer_matrix(problem: LayerProblem, rng: torch.Generator, rows: int) -> Laye
         CalibrationError: There are no samples.
     """
     layer = problem.layer
-    moments = _Moments(layer.groups)
+    weight = to_columns(layer.weight, layer.groups)
+    moments = _Moments(weight, layer.bias)
     samples = sum(len(operands[0]) for operands in problem.quantized_operands)
-    per_sample = -(-max(rows, 4 * layer.weight[0].numel()) // max(samples, 1))
+    per_sample = -(-max(rows, 4 * weight.shape[1]) // max(samples, 1))
     for floats, quantized in zip(problem.float_operands, problem.quantized_operands, strict=True):
-        y = layer.run(floats, layer.weight, layer.bias)
-        for added in quantized[1:]:
-            y = y - added
-        y = y.movedim(layer.channel_axis, -1).reshape(len(y), -1, len(layer.bias))
-        x, positions = patches(layer, quantized[0]), y.shape[1]
-        for chosen in _choose(len(y), positions, per_sample, rng):
-            sample, position = chosen // positions, chosen % positions
-            row, column = position // x.shape[2], position % x.shape[2]
-            moments.add(x[sample, row, column], y[sample, position])
-    return moments.result(to_columns(layer.weight, layer.groups))
+        x, x_q = patches(layer, floats[0]), patches(layer, quantized[0])
+        added = [f - q for f, q in zip(floats[1:], quantized[1:], strict=True)]
+        height, width = x.shape[1:3]
+        for chosen in _choose(len(x), height * width, per_sample, rng):
+            sample, position = chosen // (height * width), chosen % (height * width)
+            rows_at = sample, position // width, position % width
+            moments.add(
+                x[rows_at],
+                x_q[rows_at],
+                [a.movedim(layer.channel_axis, -1)[rows_at] for a in added],
+            )
+    return moments.result()
 
 
 def patches(layer: Layer, x: Tensor) -> Tensor:
@@ -174,15 +187,22 @@ def _choose(samples: int, positions: int, wanted: int, rng: torch.Generator) -> 
 class _Moments:
     """Sums over rows of inputs, outputs and their products, around the first rows' mean."""
 
-    def __init__(self, groups: int) -> None:
-        self.groups, self.rows = groups, 0
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.float_weight = weight, weight.float()
+        self.bias = bias.reshape(len(weight), 1, -1)
+        self.rows = 0
         self.centres: tuple[Tensor, Tensor] | None = None
         self.sums: list[Tensor] = []
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Rows `[R, C, ...]` and `[R, O]`."""
-        x = x.reshape(len(x), self.groups, -1).transpose(0, 1)  # [G, R, N]
-        y = y.reshape(len(y), self.groups, -1).transpose(0, 1)  # [G, R, M]
+    def _grouped(self, rows: Tensor) -> Tensor:
+        return rows.reshape(len(rows), len(self.weight), -1).transpose(0, 1)
+
+    def add(self, x_float: Tensor, x_q: Tensor, added: Sequence[Tensor]) -> None:
+        """Input rows of both prefixes `[R, C, ...]`, and operands to add to the target `[R, O]`."""
+        x = self._grouped(x_q)  # [G, R, N]
+        y = self._grouped(x_float) @ self.float_weight + self.bias  # [G, R, M]
+        for operand in added:
+            y = y + self._grouped(operand)
         if x.shape[2] <= _SMALL:
             x, y = x.double(), y.double()
         if self.centres is None:
@@ -195,18 +215,18 @@ class _Moments:
             for total, term in zip(self.sums or terms, terms, strict=True)
         ]
 
-    def result(self, weight: Tensor) -> LayerMatrix:
+    def result(self) -> LayerMatrix:
         """Covariances; what varies only by rounding noise is constant."""
         if self.centres is None:
             raise CalibrationError(
                 "a layer got no samples", remedy="pass at least one batch of calibration data"
             )
         gram, cross, energy, x, y = (total / self.rows for total in self.sums)
-        mean_square = (x + self.centres[0][:, 0]).square()
         gram -= x[:, :, None] * x[:, None, :]
         cross -= x[:, :, None] * y[:, None, :]
         energy -= y.square()
-        varies = gram.diagonal(dim1=1, dim2=2) > _CONSTANT * mean_square
+        means = x + self.centres[0][:, 0], y + self.centres[1][:, 0]
+        varies = gram.diagonal(dim1=1, dim2=2) > _CONSTANT * means[0].square()
         gram *= varies[:, :, None] & varies[:, None, :]
         cross *= varies[:, :, None]
-        return LayerMatrix(gram, cross, energy.clamp(min=0), weight, self.rows)
+        return LayerMatrix(gram, cross, energy.clamp(min=0), self.weight, means, self.rows)

@@ -1,8 +1,7 @@
 """What the solvers of the layer's least-squares problem share: the frame around `optimize`.
 
 The problem, min over codes q and scales s of `||y - x_q (s q) - b||^2`, is that of
-`layer_matrix.py`; bias b is always at its best, `E[y] - s q . E[x_q]`, taken over all positions.
-The output channels are independent, so each one keeps what it started from if the optimizer's
+`layer_matrix.py`; bias b is always at its best, `E[y] - s q . E[x_q]`. The output channels are independent, so each one keeps what it started from if the optimizer's
 result is worse by the same objective.
 """
 
@@ -95,7 +94,7 @@ class LeastSquaresSolver(LayerSolver):
         point.codes = torch.where(worse[:, None], first.codes, point.codes)
         point.scale = torch.where(worse, first.scale, point.scale)
         self.finish(matrix, point)
-        return _solution(problem, point, losses)
+        return _solution(layer, matrix, point, losses)
 
 
 def grid_point(weight: QTensor, groups: int) -> GridPoint:
@@ -109,26 +108,24 @@ def relative(matrix: LayerMatrix, loss: Tensor) -> float:
     return float(loss.sum() / matrix.energy.sum().clamp(min=torch.finfo(torch.float64).tiny))
 
 
-def _solution(problem: LayerProblem, point: GridPoint, losses: tuple[float, ...]) -> LayerSolution:
+def _solution(
+    layer: Layer, matrix: LayerMatrix, point: GridPoint, losses: tuple[float, ...]
+) -> LayerSolution:
     """Codes as the device stores them, scales no finer than legal, and the best bias."""
-    weight = _stored(problem.layer, point.codes, point.scale)
-    bias = problem.layer.bias + mean_shift(problem, weight)
-    scale, raised = floor_scale(
-        point.scale.flatten(), bias, problem.layer.input, problem.layer.output
-    )
-    if not raised:
-        return LayerSolution(weight, bias, losses)
-    limit = problem.layer.weight_spec.dtype.qmax
-    columns = scale.reshape(point.scale.shape)
-    codes = torch.round(point.weight / columns[:, None]).clamp(-limit, limit)
-    weight = _stored(problem.layer, codes, columns)
-    bias = problem.layer.bias + mean_shift(problem, weight)
-    note = f"weight scale of {raised} channel(s) raised to keep the bias in range"
-    return LayerSolution(weight, bias, losses, note)
+    bias = matrix.bias(point.weight).flatten()
+    scale, raised = floor_scale(point.scale.flatten(), bias, layer.input, layer.output)
+    note = ""
+    if raised:
+        limit, weight = layer.weight_spec.dtype.qmax, point.weight
+        point.scale = scale.reshape(point.scale.shape)
+        point.codes = torch.round(weight / point.scale[:, None]).clamp(-limit, limit)
+        bias = matrix.bias(point.weight).flatten()
+        note = f"weight scale of {raised} channel(s) raised to keep the bias in range"
+    return LayerSolution(_stored(layer, point), bias.to(layer.bias.dtype), losses, note)
 
 
-def _stored(layer: Layer, codes: Tensor, scale: Tensor) -> QTensor:
-    flat = scale.flatten().float()
-    zero_point = torch.zeros(flat.shape, dtype=torch.int32, device=flat.device)
-    grid = QParams(layer.weight_spec, flat, zero_point)
-    return QTensor(from_columns(codes, layer.weight).to(torch.int8), grid)
+def _stored(layer: Layer, point: GridPoint) -> QTensor:
+    scale = point.scale.flatten().float()
+    zero_point = torch.zeros(scale.shape, dtype=torch.int32, device=scale.device)
+    codes = from_columns(point.codes, layer.weight).to(torch.int8)
+    return QTensor(codes, QParams(layer.weight_spec, scale, zero_point))

@@ -17,12 +17,7 @@ from fxquant.ops import Grid, Operand
 from fxquant.ops.qdq import dequantize, quantize
 from fxquant.solvers.base import Layer
 from fxquant.solvers.program import grid_owner, is_layer
-from fxquant.solvers.scale_search import (
-    floor_scale,
-    raise_scales,
-    round_to_grid,
-    start_scale,
-)
+from fxquant.solvers.scale_search import floor_scale, raise_scales, round_to_grid, start_scale
 
 
 @dataclass(slots=True)

@@ -20,7 +20,8 @@ def random_matrix(inputs: int, outputs: int, groups: int = 1, seed: int = 0) -> 
     weight = normal(groups, inputs, outputs)
     y = x @ weight + normal(groups, 4 * inputs, outputs)
     rows = x.shape[1]
-    return LayerMatrix(x.mT @ x / rows, x.mT @ y / rows, y.square().mean(1), weight, rows)
+    means = torch.zeros(groups, inputs).double(), torch.zeros(groups, outputs).double()
+    return LayerMatrix(x.mT @ x / rows, x.mT @ y / rows, y.square().mean(1), weight, means, rows)
 
 
 def rounded(matrix: LayerMatrix, limit: int) -> GridPoint:

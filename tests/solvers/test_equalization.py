@@ -294,8 +294,8 @@ def test_an_interrupted_run_is_not_equalized_twice() -> None:
 
 def test_a_graph_with_a_fixed_batch() -> None:
     exported = torch.export.export(separable(), (X[:4],))
-    network = fxquant.quantize(exported, list(X.split(4)), X[:4],
-                               solver=(ActivationEqualization(), *STEPS), progress=False)  # fmt: skip
+    steps = (ActivationEqualization(), *STEPS)
+    network = fxquant.quantize(exported, list(X.split(4)), X[:4], solver=steps, progress=False)
     assert network.batch == 4
     assert_close(network(X), separable()(X).detach(), 0.1)
 

@@ -65,6 +65,8 @@ def test_moments_are_those_of_im2col(name: str, residual: bool) -> None:
     x, y = im2col(problem.layer, joined(problem)[1][0]), wanted(problem)
     matrix = moments(problem)
     assert matrix.rows == x.shape[1] == y.shape[1]
+    assert_close(matrix.means[0], x.mean(1))
+    assert_close(matrix.means[1], y.mean(1))
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     assert_close(matrix.gram, x.mT @ x / x.shape[1])
     assert_close(matrix.cross, x.mT @ y / x.shape[1])
@@ -82,9 +84,10 @@ def test_loss_is_the_error_of_the_layer_at_its_best_bias(name: str, residual: bo
     error = layer.run(floats, layer.weight.double(), None) - layer.run(
         quants, rounded.double(), None
     )
-    variance = error.movedim(layer.channel_axis, -1).reshape(-1, len(rounded)).var(0, correction=0)
-    loss = moments(problem).loss(to_columns(rounded, layer.groups))
-    assert_close(loss.flatten(), variance)
+    rows = error.movedim(layer.channel_axis, -1).reshape(-1, len(rounded))
+    matrix, columns = moments(problem), to_columns(rounded, layer.groups)
+    assert_close(matrix.loss(columns).flatten(), rows.var(0, correction=0))
+    assert_close(matrix.bias(columns).flatten(), rows.mean(0) + layer.bias)
 
 
 def test_wide_layers_are_summed_in_float32() -> None:
