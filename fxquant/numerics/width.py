@@ -75,8 +75,8 @@ class Width:
     def largest_ratio(self, span: int) -> float:
         """Largest operand scale / output scale at which t of an operand does not saturate.
 
-        For a ratio in `[2^e, 2^(e+1))` the shift is `-(k + 1 + e)`. Losing the last unit, which is
-        2^-k output steps, does not count: a one-sided 16-bit operand of an 8-bit sum just fits.
+        For a ratio in `[2^e, 2^(e+1))` the shift is `-(k + 1 + e)`. After a right shift the
+        last unit, 2^-k output steps, may be lost: a one-sided 16-bit operand of an 8-bit sum fits.
 
         Args:
             span: Largest magnitude of `code - zero_point`.
