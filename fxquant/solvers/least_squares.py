@@ -1,9 +1,8 @@
 """What the solvers of the layer's least-squares problem share: the frame around `optimize`.
 
-The problem, min over codes q and scales s of `||y - x_q (s q) - b||^2`, is that of
-`layer_matrix.py`; the bias b is always at its best, `E[y] - s q . E[x_q]`. The output channels are
-independent, so each one keeps what it started from if the optimizer's result is worse by the same
-objective.
+The problem is that of `layer_matrix.py`: codes q and scales s of least `|y - x_q (s q) - b|^2`, the
+bias b always at its best, `E[y] - s q . E[x_q]`. The output channels are independent, so each one
+keeps what it started from if the optimizer's result is worse by the same objective.
 """
 
 from __future__ import annotations
