@@ -16,7 +16,7 @@ Rounding to b bits instead of rho leaves, by the 6 dB a bit of rate-distortion t
 error of about `c 4^(rho - b)`: that is the predicted loss of a layer.
 
 Sources: Ma, Derksen, Hong, Wright, "Segmentation of Multivariate Mixed Data via Lossy Data Coding
-and Compression", TPAMI 2007, eq. 10; Diao, Li, Xu, Hao, "Attention Round for Post-Training
+and Compression", TPAMI 2007; Diao, Li, Xu, Hao, "Attention Round for Post-Training
 Quantization", 2022, for the use of L to choose bit widths. The latter's mapping from lengths to
 widths is not known to us: the three of `allocation.py` are ours.
 Symbols: V -> vectors, eps^2 -> distortion (absolute), c -> distortion (relative), rho -> rate.

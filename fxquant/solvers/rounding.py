@@ -8,6 +8,7 @@ variable per weight into codes. All share the forward rule of the device: codes 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class Rounding(ABC):
         return None
 
 
+@dataclass(frozen=True, slots=True)
 class StraightThrough(Rounding):
     """The latent weight itself moves: `q = clip(round(v))`, straight-through gradient.
 
