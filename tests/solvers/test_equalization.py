@@ -25,7 +25,7 @@ from fxquant.solvers import (
 from fxquant.solvers.channel_statistics import ChannelStatistics, observe_channels
 from fxquant.solvers.driver import Options
 from fxquant.solvers.equalization import EqualizationProblem
-from tests.tolerance import FOLDED, SAME_ARITHMETIC, assert_close
+from tests.tolerance import FOLDED, assert_close
 from tests.zoo import BY_NAME
 
 STEPS = (RoundToNearest(), BiasCorrection())
