@@ -24,6 +24,7 @@ from tests.tolerance import assert_close
 from tests.zoo import BY_NAME
 
 SOLVERS = [BitSplit(), CoordinateDescent(), GPTQ(), GPTQ(polish=0)]
+CASES = [(name, 4) for name in GEOMETRIES] + [("plain", 2), ("depthwise", 2), ("linear", 8)]
 X = torch.randn(20, 3, 9, 7, generator=torch.Generator().manual_seed(1))
 
 
@@ -167,8 +168,7 @@ def test_weight_space_stages(bits: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
-@pytest.mark.parametrize("name", GEOMETRIES)
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(("name", "bits"), CASES)
 def test_never_worse_than_the_start(solver: LeastSquaresSolver, name: str, bits: int) -> None:
     problem = make_problem(name, bits)
     start = problem.layer.start
