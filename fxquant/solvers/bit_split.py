@@ -37,7 +37,7 @@ C -> cross, 2^i s -> unit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ from fxquant.solvers.least_squares import GridPoint, LeastSquaresSolver, relativ
 _WEIGHT_EPOCHS = 50  # stages A and B, as in the released code
 _UNCHANGED = 1e-9  # relative change of scales that ends stage A
 _RATIO = (0.8, 1.25)  # bounds of std(y) / std(y_hat)
+_QUICK_EPOCHS = 2  # to judge a damping
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,10 @@ class BitSplit(LeastSquaresSolver):
     epochs: int = 10
     from_weights: bool = True
     match_deviation: bool = False
+
+    def quick(self) -> BitSplit:
+        """See LeastSquaresSolver."""
+        return replace(self, epochs=min(self.epochs, _QUICK_EPOCHS))
 
     def optimize(self, matrix: LayerMatrix, start: GridPoint, limit: int) -> tuple[float, ...]:
         """See LeastSquaresSolver."""

@@ -24,7 +24,7 @@ Symbols: E -> matrix.gram, C -> matrix.cross, R -> residual, q -> codes, s -> sc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from fxquant.solvers.least_squares import GridPoint, LeastSquaresSolver, relativ
 
 _BLOCK = 64  # columns whose updates are collected for one matrix product
 _SINGULAR = 1e-6  # output variance over that of uncorrelated inputs, below which it is noise
+_QUICK_EPOCHS = 2  # to judge a damping
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,10 @@ class CoordinateDescent(LeastSquaresSolver):
     """
 
     epochs: int = 10
+
+    def quick(self) -> CoordinateDescent:
+        """See LeastSquaresSolver."""
+        return replace(self, epochs=min(self.epochs, _QUICK_EPOCHS))
 
     def optimize(self, matrix: LayerMatrix, start: GridPoint, limit: int) -> tuple[float, ...]:
         """See LeastSquaresSolver."""

@@ -35,7 +35,7 @@ from fxquant.solvers.walk import Walk
 
 CHUNK = 16  # samples run at once
 MEMORY = 4 << 30  # bytes of RAM for cached activations
-LAYER_SAMPLES = 256  # for steps that work layer by layer
+LAYER_SAMPLES = 512  # for steps that work layer by layer
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ Symbols: H -> gram of the damped problem, v -> matrix.weight, w -> weight, U -> 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,6 +62,10 @@ class GPTQ(LeastSquaresSolver):
                               remedy="use a small positive damping")  # fmt: skip
         if self.passes < 1:
             raise ConfigError(f"GPTQ.passes={self.passes} is below 1")
+
+    def quick(self) -> GPTQ:
+        """See LeastSquaresSolver."""
+        return replace(self, passes=1, polish=0)
 
     def optimize(self, matrix: LayerMatrix, start: GridPoint, limit: int) -> tuple[float, ...]:
         """See LeastSquaresSolver."""

@@ -25,8 +25,9 @@ M -> outputs of a group, G -> groups, lambda -> damping * mean diagonal of E.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -123,35 +124,76 @@ def from_columns(columns: Tensor, like: Tensor) -> Tensor:
 
 
 def layer_matrix(problem: LayerProblem, rng: torch.Generator, rows: int) -> LayerMatrix:
-    """Accumulate the moments, chunk by chunk.
+    """The moments over all samples; see `layer_matrices`."""
+    return layer_matrices(problem, rng, rows, 1)[0]
+
+
+def layer_matrices(
+    problem: LayerProblem, rng: torch.Generator, rows: int, folds: int
+) -> tuple[LayerMatrix, ...]:
+    """Accumulate the moments, chunk by chunk, over every `folds`-th sample.
 
     Args:
         problem: The layer and its inputs under both prefixes.
         rng: Chooses rows; which ones does not depend on how the samples are chunked.
-        rows: Wanted K, raised to 4 N. A layer with more output positions is subsampled, evenly
+        rows: Wanted K; see `wanted_rows`. A layer with more output positions is subsampled, evenly
             over the samples and at random positions within each.
+        folds: Parts the samples are dealt out to, fewer if there are fewer samples.
+
+    Returns:
+        One matrix a part; `merged` makes one of several.
 
     Raises:
         CalibrationError: There are no samples.
     """
     layer = problem.layer
     weight = to_columns(layer.weight, layer.groups)
-    moments = _Moments(weight, layer.bias)
     samples = sum(len(operands[0]) for operands in problem.quantized_operands)
-    per_sample = -(-max(rows, 4 * weight.shape[1]) // max(samples, 1))
+    moments = [_Moments(weight, layer.bias) for _ in range(max(1, min(folds, samples)))]
+    per_sample, seen = -(-wanted_rows(rows, weight.shape[1]) // max(samples, 1)), 0
     for floats, quantized in zip(problem.float_operands, problem.quantized_operands, strict=True):
         x, x_q = patches(layer, floats[0]), patches(layer, quantized[0])
         added = [f - q for f, q in zip(floats[1:], quantized[1:], strict=True)]
+        added = [a.movedim(layer.channel_axis, -1) for a in added]
         height, width = x.shape[1:3]
         for chosen in _choose(len(x), height * width, per_sample, rng):
-            sample, position = chosen // (height * width), chosen % (height * width)
-            rows_at = sample, position // width, position % width
-            moments.add(
-                x[rows_at],
-                x_q[rows_at],
-                [a.movedim(layer.channel_axis, -1)[rows_at] for a in added],
-            )
-    return moments.result()
+            fold = (seen + chosen // (height * width)) % len(moments)
+            for number, part in enumerate(moments):
+                own = chosen if len(moments) == 1 else chosen[fold == number]
+                position = own % (height * width)
+                rows_at = own // (height * width), position // width, position % width
+                if len(own):
+                    part.add(x[rows_at], x_q[rows_at], [a[rows_at] for a in added])
+        seen += len(x)
+    return tuple(part.result() for part in moments)
+
+
+def wanted_rows(rows: int, inputs: int) -> int:
+    """K for N inputs: as asked for, but from 4 N to 512 N."""
+    return max(4 * inputs, min(rows, 512 * inputs))
+
+
+def merged(parts: Sequence[LayerMatrix]) -> LayerMatrix:
+    """The matrix of the samples of all parts."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = sum(part.rows for part in parts)
+    shares = [part.rows / rows for part in parts]
+
+    def mean(terms: Iterable[Tensor]) -> Tensor:
+        return reduce(torch.add, (w * term for w, term in zip(shares, terms, strict=True)))
+
+    x, y = mean(p.means[0] for p in parts), mean(p.means[1] for p in parts)
+    shifts = [(p.means[0] - x, p.means[1] - y) for p in parts]
+    pairs = list(zip(parts, shifts, strict=True))
+    return LayerMatrix(
+        mean(p.gram + dx[:, :, None] * dx[:, None, :] for p, (dx, _) in pairs),
+        mean(p.cross + dx[:, :, None] * dy[:, None, :] for p, (dx, dy) in pairs),
+        mean(p.energy + dy.square() for p, (_, dy) in pairs),
+        parts[0].weight,
+        (x, y),
+        rows,
+    )
 
 
 def patches(layer: Layer, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,7 +17,14 @@ from torch import Tensor
 from fxquant.errors import ConfigError
 from fxquant.numerics.types import QParams, QTensor
 from fxquant.solvers.base import Layer, LayerProblem, LayerSolution, LayerSolver
-from fxquant.solvers.layer_matrix import LayerMatrix, from_columns, layer_matrix, to_columns
+from fxquant.solvers.cross_validation import FOLDS, choose_damping
+from fxquant.solvers.layer_matrix import (
+    LayerMatrix,
+    from_columns,
+    layer_matrices,
+    merged,
+    to_columns,
+)
 from fxquant.solvers.round_to_nearest import mean_shift
 from fxquant.solvers.scale_search import floor_scale
 
@@ -38,26 +46,31 @@ class GridPoint:
         """`s q`, `[G, N, M]`."""
         return self.codes * self.scale[:, None]
 
+    def copy(self) -> GridPoint:
+        """One that changes alone."""
+        return GridPoint(self.codes.clone(), self.scale.clone())
+
 
 @dataclass(frozen=True, slots=True)
 class LeastSquaresSolver(LayerSolver):
     """Solves every layer by its moments.
 
     Attributes:
-        rows: Input patches a layer's moments are taken from, at least 4 for every weight of an
+        rows: Input patches a layer's moments are taken from, but 4 to 512 for every weight of an
             output.
-        damping: Pull towards the float weights, relative to the mean variance of the inputs.
+        damping: Pull towards the float weights, relative to the mean variance of the inputs; None
+            chooses one for every layer (cross_validation.py).
         widest: Layers with more inputs per output keep their codes (the Gram matrix has the square
             of that many entries); the report says so.
     """
 
     rows: int = 20_000
-    damping: float = 0.1
+    damping: float | None = None
     widest: int = 8192
 
     def __post_init__(self) -> None:
         for name, value, least in (("rows", self.rows, 1), ("damping", self.damping, 0)):
-            if not value >= least:
+            if value is not None and not value >= least:
                 raise ConfigError(f"{type(self).__name__}.{name}={value} is below {least}")
 
     @abstractmethod
@@ -73,6 +86,10 @@ class LeastSquaresSolver(LayerSolver):
             The objective over the iterations, relative to the variance of the outputs.
         """
 
+    def quick(self) -> Self:
+        """A cheaper variant, whose result tells how good a damping is."""
+        return self
+
     def finish(self, matrix: LayerMatrix, point: GridPoint) -> None:
         """Last changes that need not lower the objective; `matrix` has no damping."""
 
@@ -84,11 +101,22 @@ class LeastSquaresSolver(LayerSolver):
             note = f"codes kept: {width} inputs an output are more than widest={self.widest}"
         if layer.frozen or note:
             return LayerSolution(start, layer.bias + mean_shift(problem, start), note=note)
-        matrix = layer_matrix(problem, rng, self.rows)
-        damped = matrix.damped(self.damping)
+        limit = layer.weight_spec.dtype.qmax
         first = grid_point(start, layer.groups)
-        point = GridPoint(first.codes.clone(), first.scale.clone())
-        losses = self.optimize(damped, point, layer.weight_spec.dtype.qmax)
+        parts = layer_matrices(problem, rng, self.rows, FOLDS if self.damping is None else 1)
+        damping = self.damping
+        if damping is None:
+            quick = self.quick()
+
+            def solve(damped: LayerMatrix) -> Tensor:
+                trial = first.copy()
+                quick.optimize(damped, trial, limit)
+                return trial.weight
+
+            damping = choose_damping(parts, solve)
+        matrix, point = merged(parts), first.copy()
+        damped = matrix.damped(damping)
+        losses = self.optimize(damped, point, limit)
         point.scale = point.scale.float().double()  # as it will be stored
         worse = damped.loss(point.weight) > damped.loss(first.weight)
         point.codes = torch.where(worse[:, None], first.codes, point.codes)

@@ -23,7 +23,12 @@ from tests.strategies import BITS, SEED
 from tests.tolerance import assert_close
 from tests.zoo import BY_NAME
 
-SOLVERS = [BitSplit(), CoordinateDescent(), GPTQ(), GPTQ(polish=0)]
+SOLVERS = [
+    BitSplit(damping=0.1),
+    CoordinateDescent(damping=0.1),
+    GPTQ(damping=0.1),
+    GPTQ(damping=0.1, polish=0),
+]
 CASES = [(name, 4) for name in GEOMETRIES] + [("plain", 2), ("depthwise", 2), ("linear", 8)]
 X = torch.randn(20, 3, 9, 7, generator=torch.Generator().manual_seed(1))
 
@@ -34,6 +39,7 @@ def rng() -> torch.Generator:
 
 def own_loss(solver: LeastSquaresSolver, problem: LayerProblem, weight: Tensor) -> Tensor:
     """The solver's objective of some weights, per output."""
+    assert solver.damping is not None
     matrix = layer_matrix(problem, rng(), solver.rows).damped(solver.damping)
     return matrix.loss(to_columns(weight, problem.layer.groups))
 
@@ -197,7 +203,7 @@ def test_never_worse_than_rounding_in_any_layer_of_a_network() -> None:
 
     seen: list[str] = []
     model = BY_NAME["residual"].make()
-    fxquant.quantize(model, [X], config=fxquant.W4A8, solver=Checking(), progress=False)
+    fxquant.quantize(model, [X], config=fxquant.W4A8, solver=Checking(damping=0.1), progress=False)
     assert seen == ["stem_0", "a_0", "b_0", "down_0", "head_fc"]
 
 
@@ -234,9 +240,9 @@ def test_deviation_is_matched_where_asked() -> None:
 def test_steps_compose() -> None:
     """Coordinate descent starts from the codes before it; stages A and B do not."""
     problem = make_problem("plain", 3)
-    first = GPTQ(polish=0).solve_layer(problem, rng())
+    first = GPTQ(damping=0.1, polish=0).solve_layer(problem, rng())
     after = replace(problem, layer=replace(problem.layer, start=first.weight))
-    for solver in (CoordinateDescent(), BitSplit(from_weights=False)):
+    for solver in (CoordinateDescent(damping=0.1), BitSplit(damping=0.1, from_weights=False)):
         second = solver.solve_layer(after, rng())
         assert second.losses[0] == pytest.approx(first.losses[-1], rel=1e-5)
         assert second.losses[-1] <= first.losses[-1] * (1 + 1e-6)

@@ -13,7 +13,13 @@ from torch import Tensor
 from fxquant.errors import CalibrationError
 from fxquant.ops.conv import conv_transpose2d, linear
 from fxquant.solvers import Layer, LayerProblem
-from fxquant.solvers.layer_matrix import LayerMatrix, from_columns, layer_matrix, to_columns
+from fxquant.solvers.layer_matrix import (
+    LayerMatrix,
+    from_columns,
+    layer_matrix,
+    to_columns,
+    wanted_rows,
+)
 from tests.solvers.layers import GEOMETRIES, make_layer, make_problem, rechunked
 from tests.strategies import SEED
 from tests.tolerance import assert_close
@@ -120,13 +126,19 @@ def test_subsample_is_even_over_the_samples_and_the_generators() -> None:
 
 def test_subsample_has_the_moments_of_all_rows() -> None:
     rng = torch.Generator().manual_seed(0)
-    x = torch.randn(8, 2, 40, 40, generator=rng)
+    x = torch.randn(8, 2, 34, 34, generator=rng)
     layer = make_layer(GEOMETRIES["plain"][0], torch.randn(3, 2, 3, 3, generator=rng))
     problem = LayerProblem(layer, [(x,)], [(x,)])
     part, whole = moments(problem, 4000), moments(problem)
-    assert part.rows == 4000 and whole.rows == 8 * 38 * 38
+    assert part.rows == 4000 and whole.rows == 8 * 32 * 32
     assert_close(part.gram, whole.gram, 0.1)
     assert_close(part.cross, whole.cross, 0.1)
+
+
+def test_small_layers_take_fewer_rows() -> None:
+    assert wanted_rows(20_000, 9) == 512 * 9
+    assert wanted_rows(20_000, 100) == 20_000
+    assert wanted_rows(20_000, 9000) == 4 * 9000
 
 
 def test_a_large_mean_costs_no_precision() -> None:
