@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import fxquant
 from benchmarks import peers
 from benchmarks.models import input_shape, network
-from benchmarks.onnx_qdq import export_qdq
 from fxquant.inspection import interleaved
+from fxquant.onnx import qdq_model
 
 ENGINES = ("ours", "torch_fp32", "onnxruntime_int8", "openvino_int8")
 # An engine computes the same network if it is as close to the simulator as this, in dB, or about
@@ -52,8 +52,8 @@ def measure(net: str, threads: int, rounds: int, engines: list[str]) -> dict[str
     makers: dict[str, Callable[[], peers.Engine]] = {
         "ours": lambda: peers.tvm(quantized, threads),
         "torch_fp32": lambda: peers.torch_float(model, threads),
-        "onnxruntime_int8": lambda: peers.onnx_runtime(export_qdq(quantized, (images,)), threads),
-        "openvino_int8": lambda: peers.openvino(export_qdq(quantized, None), threads),
+        "onnxruntime_int8": lambda: peers.onnx_runtime(qdq_model(quantized, (images,)), threads),
+        "openvino_int8": lambda: peers.openvino(qdq_model(quantized, None), threads),
     }
     built = {name: makers[name]() for name in engines}
     agreement = _agreement(quantized, model, built, x)

@@ -8,6 +8,10 @@ The model has the same weight codes and grids as ours. Rules that the engines fu
 * `conv(x, residual=r)` -> `Add(Conv(x), r)` for engines that add to the accumulators (OpenVINO),
   else `Add(DQ(Q(Conv(x))), r)` for those that add 8-bit codes (ONNX Runtime). The grid of that
   value does not exist in our network and is taken from its range on a sample.
+
+Activations of fewer than 8 bits are uint8 with a Clip on the codes, those of 16 bits are uint16
+(opset 21); the bias of a layer that reads 16 bits stays in float, since its codes are int64.
+Float islands are written as float operators.
 """
 
 from __future__ import annotations
@@ -20,30 +24,25 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.fx import Interpreter, Node
+from torch.fx.node import map_arg
 
-from benchmarks.onnx_ops import EMITTERS
 from fxquant.errors import UnsupportedError
 from fxquant.ir import meta
+from fxquant.ir.frontend.call import canonical_name
 from fxquant.model import Quantized
 from fxquant.numerics.types import activation_spec, qparams_from_range
-from fxquant.ops import OPS, Operand
+from fxquant.onnx.emitters import EMITTERS
+from fxquant.onnx.float_emitters import FLOAT_EMITTERS
+from fxquant.ops import Operand
 from fxquant.ops.conv import conv2d
-from fxquant.passes.annotate import MOVES_FLOAT_RESULT
 
-OPSET, IR_VERSION = 17, 8
+_OPSET, _IR_VERSION = 17, 8
+_WIDE_OPSET, _WIDE_IR_VERSION = 21, 10  # uint16 codes
+_BYTE, _WORD = 255, 65535
 
 
-def export_qdq(quantized: Quantized, sample: tuple[Tensor, ...] | None) -> bytes:
-    """The serialized ONNX model.
-
-    Args:
-        quantized: A network with 8-bit activations.
-        sample: Inputs that show the range of convolutions before their residual sum, which is
-            then quantized; None leaves it in the accumulators.
-
-    Raises:
-        UnsupportedError: An operator or a grid has no ONNX form here.
-    """
+def build(quantized: Quantized, sample: tuple[Tensor, ...] | None) -> bytes:
+    """See `fxquant.onnx.qdq_model`."""
     summands = None if sample is None else _summands(quantized, sample)
     model = OnnxBuilder(quantized, summands).run()
     onnx.checker.check_model(model)
@@ -73,7 +72,7 @@ def _summands(quantized: Quantized, sample: tuple[Tensor, ...]) -> dict[str, Ope
 
 
 class OnnxBuilder:
-    """Writes the ONNX graph node by node; the emitters of onnx_ops.py call its methods.
+    """Writes the ONNX graph node by node; the emitters call its methods.
 
     Args:
         quantized: The network.
@@ -89,39 +88,49 @@ class OnnxBuilder:
         self._count = 0
 
     def run(self) -> onnx.ModelProto:
-        """Build the model."""
+        """Build the model.
+
+        Raises:
+            UnsupportedError: Operators without an ONNX form.
+        """
+        self._check()
         inputs, outputs = [], []
         for node in self.gm.graph.nodes:
             if node.op == "placeholder":
-                shape = list(meta.shape_of(node))
-                inputs.append(helper.make_tensor_value_info(node.name, TensorProto.FLOAT, shape))
+                inputs.append(_value_info(node.name, node))
                 self._store(node, node.name)
             elif node.op == "output":
-                for i, value in enumerate(node.all_input_nodes):
+                leaves: list[Node] = []
+                map_arg(node.args[0], leaves.append)
+                for i, value in enumerate(leaves):
                     self.node("Identity", [self.read(value)], output=f"output{i}")
-                    shape = list(meta.shape_of(value))
-                    info = helper.make_tensor_value_info(f"output{i}", TensorProto.FLOAT, shape)
-                    outputs.append(info)
+                    outputs.append(_value_info(f"output{i}", value))
             elif node.op != "get_attr":
                 self._store(node, self._emit(node))
         graph = helper.make_graph(self.nodes, "fxquant", inputs, outputs, self.initializers)
-        opset = [helper.make_opsetid("", OPSET)]
-        return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+        wide = any(grid.qmax == _WORD for _, grid in self.codes.values())
+        opset, version = (_WIDE_OPSET, _WIDE_IR_VERSION) if wide else (_OPSET, _IR_VERSION)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=version,
+            producer_name="fxquant",
+        )  # fmt: skip
+
+    def _check(self) -> None:
+        missing = [n for n in self.gm.graph.nodes if n.op.startswith("call_") and not _known(n)]
+        if missing:
+            names = sorted({canonical_name(n) for n in missing})
+            raise UnsupportedError(
+                f"operators without an ONNX form: {', '.join(names)}",
+                where="; ".join(meta.place(n) for n in missing[:8]),
+                remedy="add rows to fxquant/onnx/emitters.py or float_emitters.py, or replace "
+                "these operators",
+            )
 
     def _emit(self, node: Node) -> str:
-        reason = meta.float_reason(node)
-        if reason is not None and not reason.startswith(MOVES_FLOAT_RESULT):
-            raise UnsupportedError(
-                f"{node.name} stays in float", where=meta.place(node), why=reason
-            )
-        emitter = EMITTERS.get(node.target)  # type: ignore[arg-type]
-        if emitter is None:
-            raise UnsupportedError(
-                f"operator {getattr(node.target, '__name__', node.target)} has no ONNX form here",
-                where=meta.place(node),
-                remedy="add a row to benchmarks/onnx_ops.py",
-            )
-        return emitter(self, node, OPS[node.target].bind(node))  # type: ignore[index]
+        definition = meta.opdef(node)
+        if definition is not None:
+            return EMITTERS[definition.function](self, node, definition.bind(node))
+        return FLOAT_EMITTERS[canonical_name(node)](self, node)
 
     def _store(self, node: Node, value: str) -> None:
         """Quantize a result, if it has a grid."""
@@ -129,49 +138,62 @@ class OnnxBuilder:
             self.floats[node] = value
             return
         grid = Operand.of(meta.qparams(node))
-        if (grid.qmin, grid.qmax) != (0, 255):
-            raise UnsupportedError(
-                f"{node.name} has codes {grid.qmin}..{grid.qmax}",
-                why="QuantizeLinear saturates at 0..255 only",
-            )
         self.codes[node] = (self.quantize(value, grid), grid)
 
     def read(self, node: Node) -> str:
         """The value as float, dequantized for this reader."""
+        if node.op == "get_attr" and meta.quant(node) is None:
+            return self.constant(meta.tensor_of(self.gm, node).numpy())
         if node in self.floats:
             return self.floats[node]
         codes, grid = self.codes[node]
         return self.dequantize(codes, grid)
 
     def quantize(self, value: str, grid: Operand) -> str:
-        """QuantizeLinear to uint8."""
-        return self.node("QuantizeLinear", [value, *self._grid(grid)])
+        """QuantizeLinear, with a Clip on the codes where their type is wider than the grid."""
+        codes = self.node("QuantizeLinear", [value, *self._grid(grid)])
+        if grid.qmax in (_BYTE, _WORD):
+            return codes
+        bounds = [self.constant(np.array(b, np.uint8)) for b in (grid.qmin, grid.qmax)]
+        return self.node("Clip", [codes, *bounds])
 
     def dequantize(self, codes: str, grid: Operand) -> str:
-        """DequantizeLinear from uint8."""
+        """DequantizeLinear."""
         return self.node("DequantizeLinear", [codes, *self._grid(grid)])
 
     def _grid(self, grid: Operand) -> list[str]:
+        dtype = np.uint8 if grid.qmax <= _BYTE else np.uint16
         scale = self.constant(np.array(grid.scale, np.float32))
-        return [scale, self.constant(np.array(grid.zero_point, np.uint8))]
+        return [scale, self.constant(np.array(grid.zero_point, dtype))]
 
-    def weight(self, node: Node) -> str:
-        """Dequantized weight `[O, ...]` of a weighted operator."""
+    def weight(self, node: Node, flipped: bool = False) -> str:
+        """Weight `[O, ...]` of a weighted operator, dequantized if it has codes.
+
+        Args:
+            node: The operator.
+            flipped: Reverse the kernel along both axes.
+        """
         source = node.args[1]
         assert isinstance(source, Node)
-        codes = self.constant(meta.tensor_of(self.gm, source).numpy())
+        values = meta.tensor_of(self.gm, source)
+        values = self.constant((values.flip(2, 3) if flipped else values).numpy())
+        if meta.quant(source) is None:
+            return values
         scale = meta.qparams(source).scale.numpy()
         zeros = self.constant(np.zeros(scale.shape, np.int8))
-        return self.node("DequantizeLinear", [codes, self.constant(scale), zeros], axis=0)
+        return self.node("DequantizeLinear", [values, self.constant(scale), zeros], axis=0)
 
     def bias(self, node: Node) -> list[str]:
-        """Dequantized int32 bias `[O]` of a weighted operator, if it has one."""
+        """Bias `[O]` of a weighted operator, if it has one; int32 codes where that is its form."""
         source, weight, bias = (*node.args, None)[:3]
         if not isinstance(bias, Node):
             return []
         assert isinstance(source, Node) and isinstance(weight, Node)
+        values = meta.tensor_of(self.gm, bias)
+        if not meta.runs_on_integers(node) or self.codes[source][1].qmax > _BYTE:
+            return [self.constant(values.numpy())]
         scale = meta.qparams(weight).scale.double() * self.codes[source][1].scale
-        codes = torch.round(meta.tensor_of(self.gm, bias).double() / scale).to(torch.int32)
+        codes = torch.round(values.double() / scale).to(torch.int32)
         operands = [self.constant(codes.numpy()), self.constant(scale.float().numpy())]
         return [self.node("DequantizeLinear", operands, axis=0)]
 
@@ -202,3 +224,13 @@ class OnnxBuilder:
         output = output or f"v{self._count}"
         self.nodes.append(helper.make_node(op, inputs, [output], f"n{self._count}", **attributes))
         return output
+
+
+def _known(node: Node) -> bool:
+    if meta.opdef(node) is not None:
+        return node.target in EMITTERS
+    return canonical_name(node) in FLOAT_EMITTERS
+
+
+def _value_info(name: str, node: Node) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(meta.shape_of(node)))
