@@ -49,6 +49,7 @@ from fxquant.solvers.round_to_nearest import BiasCorrection, RoundToNearest
 from fxquant.solvers.scale_search import round_to_grid, start_scale
 
 _TINY = float(np.finfo(np.float64).tiny)
+_LARGEST_FILE = 64 << 20  # bytes; a row a layer and width takes about 40
 
 Measured = dict[tuple[str, int], float]  # by weight name and width
 
@@ -173,6 +174,12 @@ def rounding_error(weight: Tensor, bits: int) -> float:
     return float(error) / max(float(weight.double().square().sum()), _TINY)
 
 
+def _loss(value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"a loss of {value!r}")
+    return float(value)
+
+
 def _from_the_middle(candidates: Sequence[int]) -> list[int]:
     middle = candidates[len(candidates) // 2]
     return sorted(candidates, key=lambda b: (abs(b - middle), b))
@@ -194,10 +201,12 @@ class _Store:
         if self.path is None or not self.path.is_file():
             return {}
         try:
+            if self.path.stat().st_size > _LARGEST_FILE:
+                raise ValueError(f"it has {self.path.stat().st_size} bytes")
             stored = json.loads(self.path.read_text())
             owner = stored["owner"]
-            known = {(str(n), int(b)): float(v) for n, b, v in stored["losses"]}
-        except (ValueError, KeyError, TypeError) as error:
+            known = {(str(n), int(b)): _loss(v) for n, b, v in stored["losses"]}
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise FileFormatError(
                 f"{self.path.name} holds no sensitivities: {error}",
                 where=str(self.path),

@@ -9,17 +9,19 @@ again after loading, so there is one truth.
 from __future__ import annotations
 
 import json
+import math
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from fxquant.errors import FileFormatError, FxQuantError
+from fxquant.errors import FileFormatError
 from fxquant.ir import meta
 from fxquant.ir.build import finish, infer_shape
 from fxquant.ir.meta import Provenance, TensorQuant
@@ -41,20 +43,6 @@ from fxquant.storage.values import (
 
 VERSION = 1
 _KEY = "fxquant"
-# What reading nonsense raises, here and in the libraries below.
-_UNREADABLE = (
-    SafetensorError,
-    FxQuantError,
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    RuntimeError,
-    AssertionError,
-    RecursionError,
-)
 
 
 def save(quantized: Quantized, path: str | Path) -> None:
@@ -136,16 +124,28 @@ def load(path: str | Path) -> Quantized:
                     "the file is safetensors, but not of fxquant", where=str(path)
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _decode(json.loads(text), tensors)
+        return _decode(_parsed(text), tensors)
     except FileFormatError:
         raise
-    except _UNREADABLE as error:
+    except Exception as error:  # torch and safetensors raise whatever their parts raise
         raise FileFormatError(
             f"cannot read the file: {type(error).__name__}: {str(error)[:300]}",
             where=str(path),
             why="it is no .fxq file, or it is corrupt or truncated",
             remedy="save the model again with quantized.save(path)",
         ) from error
+
+
+def _parsed(text: str) -> Any:
+    """JSON without the numbers that only Python's dialect has."""
+    return json.loads(text, parse_float=_finite, parse_constant=_finite)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise FileFormatError(f"the file has the number {text[:40]}")
+    return value
 
 
 def _decode(document: Any, tensors: dict[str, Tensor]) -> Quantized:
@@ -194,11 +194,20 @@ def _decode_node(
     else:
         kind, target = resolve(record["target"])
         args, kwargs = decode(record["args"], nodes), decode(record["kwargs"], nodes)
+        _check_keywords(kwargs, name)
         node = graph.create_node(kind, target, tuple(args), kwargs, name)
     if node.name != name:
         raise FileFormatError(f"the file has a node name that cannot be used: {name!r}")
     _decode_meta(record, node, tensors)
     return node
+
+
+def _check_keywords(kwargs: Any, name: str) -> None:
+    """Keywords become source code of the GraphModule, so they must be plain names."""
+    if not isinstance(kwargs, dict) or not all(
+        isinstance(k, str) and k.isidentifier() and not iskeyword(k) for k in kwargs
+    ):
+        raise FileFormatError(f"node {name} has impossible keyword arguments")
 
 
 def _decode_meta(record: dict[str, Any], node: Node, tensors: dict[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from fxquant.numerics.types import weight_spec
 from fxquant.recipes import Sensitivity
 from fxquant.recipes.network import Network, describe
 from fxquant.recipes.probe import Probe
-from fxquant.recipes.sensitivity import complete, rounding_error
+from fxquant.recipes.sensitivity import _Store, complete, rounding_error
 from fxquant.solvers import UWC, LayerProblem, LayerSolution, LayerSolver, RoundToNearest
 from fxquant.solvers.scale_search import round_to_grid, start_scale
 from tests.graphs import tensors
@@ -180,3 +180,16 @@ def test_bad_data_and_parameters() -> None:
             Sensitivity(solver)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="unknown"):
         Sensitivity(at="layer")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "[" * 9000, '{"owner": "", "losses": 3}', '{"owner": "", "losses": [["a", 4, -1]]}',
+     '{"owner": "", "losses": [["a", 1e999, 1]]}', '{"owner": "", "losses": [["a", 4, NaN]]}'],
+    ids=["empty", "list", "nested", "number", "negative", "width", "nan"],
+)  # fmt: skip
+def test_files_that_hold_no_sensitivities(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "known.json"
+    path.write_text(content)
+    with pytest.raises(FileFormatError, match="holds no sensitivities"):
+        _Store(path, "").load()
