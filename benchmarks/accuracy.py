@@ -5,7 +5,7 @@ Needs a directory with `model_defs.py`, weights and image tars (argument `--asse
 integer network on the test images: top-1, drop against FP32, agreement with FP32, logit SQNR,
 calibration time, and whether compiled == reference on a sample.
 
-A cell is a network, a configuration, a recipe (see benchmarks/recipes.py) and a seed. Finished
+A cell is a network, a configuration, a recipe (see fxquant/recipes/named.py) and a seed. Finished
 cells are kept in a JSON file and not measured again; `--tables` rebuilds the tables from it.
 """
 
@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 import fxquant
 import tvm_backend
 from benchmarks.assets import NETS, Assets
-from benchmarks.recipes import RECIPES
 from benchmarks.tables import tables
+from fxquant.recipes import RECIPES
 
 CONFIGS = ("W8A8", "W7A7", "W6A6", "W4A8", "W4A4", "W3A8", "W3A3", "W2A8", "W2A4")
 BATCH = 32

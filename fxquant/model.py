@@ -106,16 +106,39 @@ class Quantized:
         """Operators that stay in float, with reasons."""
         return float_islands(self.calibrated)
 
+    def graph(self, form: str = "networkx") -> Any:
+        """The network as a graph for other tools; see fxquant/inspection/graph.py.
+
+        Args:
+            form: "networkx" for a `networkx.DiGraph` with attributes, "dot" for Graphviz text,
+                "svg" for a picture as text.
+
+        Raises:
+            ConfigError: The form is unknown.
+        """
+        from fxquant.inspection import dot, network_graph, svg
+
+        views = {"networkx": network_graph, "dot": dot, "svg": svg}
+        if form not in views:
+            raise ConfigError(
+                f"there is no graph view {form!r}", remedy='use "networkx", "dot" or "svg"'
+            )
+        return views[form](self)
+
     def report(
         self, path: str | Path, data: Any = None, compiled: Any = None, model: Any = None
     ) -> Path:
-        """Write an HTML report and return its path; see fxquant/inspection.
+        """Write an HTML report and return its path; see `fxquant.inspect`.
 
         Args:
             path: The file to write.
-            data: Inputs for per-layer errors and timing.
-            compiled: A compiled network whose latency is to be shown.
+            data: Inputs for per-layer errors and histograms.
+            compiled: A compiled network whose latency and memory are to be shown.
             model: The float model, for errors that include weight rounding.
+
+        Raises:
+            CalibrationError: The data is empty.
+            ConfigError: `model` is not the one that was quantized.
         """
         from fxquant.inspection import report
 
@@ -126,6 +149,17 @@ class Quantized:
         from fxquant.storage import save
 
         save(self, path)
+
+    def export_onnx(self, path: str | Path, sample: tuple[Tensor, ...] | None = None) -> Path:
+        """Write an ONNX model in QDQ form and return its path; see fxquant/onnx.
+
+        Args:
+            path: The file to write.
+            sample: A batch of inputs, to quantize residual sums as ONNX Runtime needs it.
+        """
+        from fxquant.onnx import export_onnx
+
+        return export_onnx(self, path, sample)
 
     def __str__(self) -> str:
         rows = [("node", "op", "shape", "weight", "result", "note")]

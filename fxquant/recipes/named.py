@@ -1,12 +1,13 @@
-"""The recipes whose accuracy is measured: the default, every solver, and the baselines.
+"""Recipes by name: `RECIPES`, one row a recipe. The command line and the accuracy tables use it.
 
-Values are called to make the steps; None is the default recipe of the preset.
+Values are called to make the steps; None is the default recipe of the precision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from fxquant.errors import ConfigError
 from fxquant.solvers import (
     BRECQ,
     GPTQ,
@@ -24,7 +25,7 @@ from fxquant.solvers import (
 )
 
 Steps = tuple[Solver, ...]
-NEAREST: Steps = (RoundToNearest(), BiasCorrection())
+_NEAREST: Steps = (RoundToNearest(), BiasCorrection())
 
 RECIPES: dict[str, Callable[[], Steps | None]] = {
     "default": lambda: None,
@@ -34,10 +35,21 @@ RECIPES: dict[str, Callable[[], Steps | None]] = {
     "easyquant": lambda: (EasyQuant(), BiasCorrection()),
     "bit-split": lambda: (BitSplit(),),
     "gptq": lambda: (GPTQ(),),
-    "adaround": lambda: (*NEAREST, AdaRound()),
-    "brecq": lambda: (*NEAREST, BRECQ(), ActivationSteps()),
-    "qdrop": lambda: (*NEAREST, QDrop()),
+    "adaround": lambda: (*_NEAREST, AdaRound()),
+    "brecq": lambda: (*_NEAREST, BRECQ(), ActivationSteps()),
+    "qdrop": lambda: (*_NEAREST, QDrop()),
     "attention-round": lambda: (GPTQ(), AttentionRound()),
     "uwc-layer": lambda: (GPTQ(), UWC(region=Scope.LAYER)),
     "uwc": lambda: (GPTQ(), UWC()),
 }
+
+
+def recipe(name: str) -> Steps | None:
+    """The solvers of a recipe, in order; None lets the precision choose.
+
+    Raises:
+        ConfigError: There is no such recipe.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"recipe {name!r} is unknown", remedy=f"choose of {', '.join(RECIPES)}")
+    return RECIPES[name]()

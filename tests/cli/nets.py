@@ -1,0 +1,45 @@
+"""Models the tests name on the command line, `tests.cli.nets:tiny`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Tiny(nn.Module):
+    """conv - conv - pool - linear, on images of 8 by 8."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, 4, 3, 2, 1)
+        self.body, self.head = nn.Conv2d(4, 6, 3, 1, 1), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.head(torch.relu(self.body(x)).mean((2, 3)))
+
+
+class Odd(nn.Module):
+    """Has a float island."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(x.flatten(1), 1)
+
+
+def tiny() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Tiny().eval()
+
+
+def grey() -> nn.Module:
+    return Tiny(1).eval()
+
+
+def broken() -> nn.Module:
+    print("this goes to stderr")
+    raise ValueError("no weights here")
+
+
+def number() -> int:
+    return 3
