@@ -143,7 +143,7 @@ def test_prepared_prints_its_units() -> None:
 def test_provenance_is_recorded() -> None:
     provenance = reference_result().provenance
     assert provenance["fxquant"] == fxquant.__version__
-    assert provenance["samples"] == 12 and "RoundToNearest" in provenance["solver"]
+    assert provenance["samples"] == 12 and "GPTQ" in provenance["solver"]
 
 
 # Errors of prepare

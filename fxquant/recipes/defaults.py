@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from fxquant.config import Config, OpConfig
-from fxquant.solvers import GPTQ, UWC, BiasCorrection, RoundToNearest, Solver
+from fxquant.solvers import GPTQ, UWC, ActivationEqualization, Equalization, Solver
 
-_ROUNDING_IS_ENOUGH = 6  # bits
+_TRAINED_BELOW = 6  # bits
 
 
-def default_steps(config: Config) -> tuple[Solver, ...]:
-    """The solvers used when none are named.
+def default_steps(config: Config) -> tuple[Solver | Equalization, ...]:
+    """The steps used when none are named.
 
-    From 6 bits on, rounding to nearest with bias correction; below, error-compensated codes that
-    are then trained unit by unit.
+    From 6 bits on, equalized channels and error-compensated codes; below, error-compensated codes
+    that are then trained unit by unit.
     """
-    if narrowest(config) >= _ROUNDING_IS_ENOUGH:
-        return RoundToNearest(), BiasCorrection()
+    if narrowest(config) >= _TRAINED_BELOW:
+        return ActivationEqualization(), GPTQ()
     return GPTQ(), UWC()
 
 

@@ -27,6 +27,8 @@ from fxquant.solvers.layer_matrix import LayerMatrix, merged
 FOLDS = 2
 DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 _FIRST = DAMPINGS.index(0.1)
+_WIDEST = 1536  # inputs of layers worth the time
+_OF_WIDE_LAYERS = 3.0  # what the widest of the others get
 
 
 def choose_damping(parts: Sequence[LayerMatrix], solve: Callable[[LayerMatrix], Tensor]) -> float:
@@ -40,6 +42,8 @@ def choose_damping(parts: Sequence[LayerMatrix], solve: Callable[[LayerMatrix], 
     """
     if len(parts) == 1:
         return DAMPINGS[-1]
+    if parts[0].gram.shape[1] > _WIDEST:
+        return _OF_WIDE_LAYERS
     folds = [(merged([p for p in parts if p is not part]), part) for part in parts]
 
     @cache

@@ -29,6 +29,7 @@ CONVOLUTIONAL = (
     ("vgg11_bn", 64),
     ("mnasnet1_0", 96),
 )
+NEAREST = fxquant.solvers.RoundToNearest()  # any codes do; quick ones for large layers
 WITH_ISLANDS = (
     ("convnext_tiny", {}, "layer_norm"),
     ("vit_b_16", {"image_size": 64}, "scaled_dot_product"),
@@ -71,7 +72,9 @@ def settled(model: nn.Module, x: Tensor) -> nn.Module:
 def check_exact(model: nn.Module, calibration: Tensor) -> fxquant.Quantized:
     """compiled == reference on calibration data and on data outside the calibrated range."""
     batches = list(calibration.split(2))
-    quantized = fxquant.quantize(model, batches, calibration[:1], progress=False)
+    quantized = fxquant.quantize(
+        model, batches, calibration[:1], solver=NEAREST, progress=False
+    )
     compiled = tvm_backend.compile(quantized)
     for x in (calibration[:1], calibration[1:2] * 3 + 1):
         expected, result = quantized.reference(x), compiled(x)
@@ -111,7 +114,7 @@ def test_network_with_float_islands_goes_through(
         if not bool(parameter.any()):  # vit's head starts at zero
             nn.init.normal_(parameter, std=0.02)
     x = torch.randn(2, 3, 64, 64)
-    quantized = fxquant.quantize(model, [x], x[:1], progress=False)
+    quantized = fxquant.quantize(model, [x], x[:1], solver=NEAREST, progress=False)
     assert any(island in i.operator for i in quantized.float_islands)
     assert all(i.reason for i in quantized.float_islands)
     compiled = tvm_backend.compile(quantized)

@@ -7,7 +7,7 @@ import pytest
 import fxquant
 from fxquant.config import Config, OpConfig
 from fxquant.recipes.defaults import default_steps, narrowest
-from fxquant.solvers import UWC, RoundToNearest
+from fxquant.solvers import UWC, ActivationEqualization
 
 
 @pytest.mark.parametrize(
@@ -26,4 +26,4 @@ def test_the_narrowest_rule_decides(config: Config, bits: int) -> None:
     assert narrowest(config) == bits
     learned = any(isinstance(step, UWC) for step in default_steps(config))
     assert learned == (bits < 6)
-    assert isinstance(default_steps(config)[0], RoundToNearest) == (bits >= 6)
+    assert isinstance(default_steps(config)[0], ActivationEqualization) == (bits >= 6)
