@@ -24,6 +24,7 @@ from fxquant.config import (
     preset,
 )
 from fxquant.errors import FxQuantError
+from fxquant.inspection import inspect
 from fxquant.model import FloatIsland, Quantized
 from fxquant.numerics.ranges import Entropy, MinMax, MovingAverage, Mse, Percentile
 from fxquant.storage import load
@@ -56,6 +57,7 @@ __all__ = [
     "calibrate",
     "convert",
     "errors",
+    "inspect",
     "load",
     "prepare",
     "preset",

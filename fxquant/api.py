@@ -101,7 +101,13 @@ class Prepared:
         options: Options,
         checkpoint: str | Path | None = None,
     ) -> None:
-        """Equalize, choose grids, then weights unit by unit; see `calibrate`."""
+        """Equalize, choose grids, then weights unit by unit.
+
+        Args:
+            solver: As in `calibrate`.
+            options: Seed, memory and progress.
+            checkpoint: As in `calibrate`.
+        """
         chosen = default_steps(self.config) if solver is None else solver
         every = tuple(chosen) if isinstance(chosen, Sequence) else (chosen,)
         equalizations, steps = split(every)
@@ -270,8 +276,12 @@ def calibrate(
 def convert(prepared: Prepared) -> Quantized:
     """The quantized network. A model observed by hand is solved with the default solver first.
 
+    Args:
+        prepared: From `prepare`, after `calibrate` or calls on batches.
+
     Raises:
         CalibrationError: No calibration data was seen.
+        StageError: `prepared` is something else.
     """
     if not isinstance(prepared, Prepared):
         raise StageError(
@@ -321,6 +331,12 @@ def quantize(
         progress: Show progress bars.
         seed: Seed of the solver.
         memory: As in `calibrate`.
+
+    Raises:
+        CalibrationError: The data is unusable, or can be read only once and `example_inputs` is
+            None.
+        CaptureError: The model cannot be captured.
+        ConfigError: The configuration or the example inputs are invalid.
     """
     if example_inputs is None:
         first = data if isinstance(data, Tensor) else next(iter(data), None)

@@ -84,7 +84,13 @@ class Config:
         patterns: Mapping[str, OpConfig | None] | None = None,
         names: Mapping[str, OpConfig | None] | None = None,
     ) -> Config:
-        """A copy with further rules."""
+        """A copy with further rules, which win over those there are for the same key.
+
+        Args:
+            types: By module type or operator name.
+            patterns: By regular expression on the module path.
+            names: By module path or node name.
+        """
         return replace(
             self,
             types={**self.types, **(types or {})},

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
+from fxquant.inspection.histogram import Histogram, code_counts
 from fxquant.ir import meta
 from fxquant.model import Quantized
+from fxquant.numerics.types import IntType
 from fxquant.numerics.width import width_of
+from fxquant.passes.annotate import MOVES_FLOAT_RESULT
+from fxquant.solvers.program import grid_owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +42,15 @@ class Weight:
         """Size of the packed codes and the integers of each channel."""
         return -(-self.codes.numel() * self.bits // 8) + self.channel_bytes * self.codes.shape[0]
 
-    def histogram(self, bins: int = 32) -> list[int]:
-        """How often the codes occur, from the most negative to the most positive."""
-        limit = (1 << (self.bits - 1)) - 1
-        bins = min(bins, 2 * limit + 1)
-        edge = limit + 0.5
-        counts = torch.histc(self.codes.float(), bins, -edge, edge)
-        return [int(c) for c in counts]
+    def histogram(self, original: Tensor | None = None) -> Histogram:
+        """Of the codes, and of the float weight if given in units of the codes `[O, ...]`."""
+        dtype = IntType(self.bits, signed=True, narrow=True)
+        before = () if original is None else tuple(code_counts(original, dtype).tolist())
+        after = tuple(code_counts(self.codes, dtype).tolist())
+        return Histogram(before, after, (float(dtype.qmin), float(dtype.qmax)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class NodeFacts:
     """One row of the report's table.
 
@@ -60,6 +62,9 @@ class NodeFacts:
         weight: Integer weight, if it has one.
         bits: Width of the result's codes; None if it is float.
         grid: The result's grid in words: its type, and the numbers.
+        scale: Scale of the grid; None if the result is float.
+        zero_point: Its zero point.
+        owner: Name of the value whose grid the result lies on: its own, unless values only move.
         float_reason: Why it stays in float, or "".
         note: What happened to it during quantization.
         sources: Names of the values it reads.
@@ -72,9 +77,17 @@ class NodeFacts:
     weight: Weight | None
     bits: int | None
     grid: tuple[str, str]
+    scale: float | None
+    zero_point: int
+    owner: str
     float_reason: str
     note: str
     sources: tuple[str, ...]
+
+    @property
+    def island(self) -> bool:
+        """Whether it stays in float for a reason of its own."""
+        return bool(self.float_reason) and not self.float_reason.startswith(MOVES_FLOAT_RESULT)
 
 
 def node_facts(quantized: Quantized) -> tuple[NodeFacts, ...]:
@@ -85,15 +98,16 @@ def node_facts(quantized: Quantized) -> tuple[NodeFacts, ...]:
 
 def _facts(quantized: Quantized, node: Node) -> NodeFacts:
     reason = meta.float_reason(node) or ""
-    quant = meta.quant(node)
-    bits, grid = None, ("float32", "")
-    if quant is not None and not meta.delivers_float(node):
+    bits, grid, scale, zero_point = None, ("float32", ""), None, 0
+    if meta.delivers_float(node):
+        grid = ("float32", "from accumulators")
+    elif meta.quant(node) is not None:
         qparams = meta.qparams(node)
-        bits = qparams.spec.dtype.bits
+        bits, scale, zero_point = (
+            qparams.spec.dtype.bits, float(qparams.scale), int(qparams.zero_point)
+        )  # fmt: skip
         kind, _, numbers = str(qparams).partition(" ")
         grid = (kind, numbers)
-    elif meta.delivers_float(node):
-        grid = ("float32", "from accumulators")
     return NodeFacts(
         node=node.name,
         module=meta.provenance(node).name,
@@ -102,6 +116,9 @@ def _facts(quantized: Quantized, node: Node) -> NodeFacts:
         weight=None if reason else _weight(quantized, node),
         bits=bits,
         grid=grid,
+        scale=scale,
+        zero_point=zero_point,
+        owner=grid_owner(node).name,
         float_reason=reason,
         note=quantized.notes.get(node.name, ""),
         sources=tuple(n.name for n in node.all_input_nodes if n.op != "get_attr"),

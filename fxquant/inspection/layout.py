@@ -1,20 +1,26 @@
 """Where the boxes of the graph picture go.
 
-Basic-Units follow each other from top to bottom. Inside a unit a node's row is the length of the
-longest path to it, and the nodes of a row stand side by side, ordered by the mean column of what
-they read. That is the first step of the Sugiyama method and suffices for blocks of CNNs.
+Basic-Units follow each other from top to bottom, in as many columns as make the picture a little
+wider than high. Inside a unit a node's row is the length of the longest path to it, and the nodes
+of a row stand side by side, ordered by the mean column of what they read. That is the first step of
+the Sugiyama method and suffices for blocks of CNNs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 from fxquant.ir.units import Unit
 
-BOX_WIDTH, BOX_HEIGHT = 150, 34
-GAP_X, GAP_Y = 22, 22
+BOX_WIDTH, BOX_HEIGHT = 168, 48
+GAP_X, GAP_Y = 22, 18
 UNIT_PADDING, UNIT_TITLE = 12, 18
+HEADER = UNIT_TITLE + UNIT_PADDING / 2  # from the top of a frame to its first row
+GUTTER = 26  # between columns
+ASPECT = 1.5  # wanted width to height
+MOST_COLUMNS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +45,31 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Boxes of nodes and units, and the size of the whole."""
+    """Boxes of nodes and units, and the size of the whole.
+
+    Attributes:
+        nodes: Box of every node.
+        units: The units with their frames.
+        columns: Column of every node.
+        column_width: Width of a column; columns are `GUTTER` apart.
+        width: Of the whole.
+        height: Of the whole.
+    """
 
     nodes: Mapping[str, Box]
     units: Sequence[tuple[Unit, Box]]
+    columns: Mapping[str, int]
+    column_width: float
     width: float
     height: float
+
+    def gutter(self, column: int) -> float:
+        """Horizontal middle of the space left of a column."""
+        return column * (self.column_width + GUTTER) + GUTTER / 2
+
+    def middle(self, column: int) -> float:
+        """Horizontal middle of a column."""
+        return (self.gutter(column) + self.gutter(column + 1)) / 2
 
 
 def rows_of(names: Sequence[str], sources: Mapping[str, Sequence[str]]) -> list[list[str]]:
@@ -81,17 +106,34 @@ def layout(
     widest = max((len(row) for rows in [[inputs], *groups] for row in rows), default=1)
     lane = 16 * widest_skip([[list(inputs)], *groups], sources)
     width = widest * (BOX_WIDTH + GAP_X) + 2 * UNIT_PADDING + 2 * lane
+    heights = [_height(rows) for rows in groups]
+    total = BOX_HEIGHT + 2 * GAP_Y + sum(heights) + GAP_Y * len(heights)
+    count = min(max(round(sqrt(ASPECT * total / width)), 1), MOST_COLUMNS, max(len(units), 1))
+    limit = total / count
     boxes: dict[str, Box] = {}
+    columns = dict.fromkeys(inputs, 0)
     framed: list[tuple[Unit, Box]] = []
-    y = _place(inputs, GAP_Y / 2, width, boxes) + GAP_Y
-    for unit, rows in zip(units, groups, strict=True):
-        top, y = y, y + UNIT_TITLE + UNIT_PADDING / 2
-        for i, row in enumerate(rows):
-            y = _place(row, y + (GAP_Y if i else 0), width, boxes)
-        y += UNIT_PADDING
-        framed.append((unit, Box(2, top, width - 4, y - top)))
-        y += GAP_Y
-    return Layout(boxes, framed, width, y)
+    column, lowest = 0, 0.0
+    y = _place(inputs, GAP_Y, GUTTER, width, boxes) + GAP_Y
+    for unit, rows, height in zip(units, groups, heights, strict=True):
+        if y + height / 2 > limit and column < count - 1:
+            column, y = column + 1, float(GAP_Y)
+        left = GUTTER + column * (width + GUTTER)
+        framed.append((unit, Box(left, y, width, height)))
+        row_y = y + HEADER
+        for row in rows:
+            row_y = _place(row, row_y, left, width, boxes) + GAP_Y
+        columns |= dict.fromkeys(unit.nodes, column)
+        y += height + GAP_Y
+        lowest = max(lowest, y)
+    whole = GUTTER + (column + 1) * (width + GUTTER)
+    return Layout(boxes, framed, columns, width, whole, max(lowest, y))
+
+
+def _height(rows: Sequence[Sequence[str]]) -> float:
+    """Of a unit's frame."""
+    inside = len(rows) * BOX_HEIGHT + max(len(rows) - 1, 0) * GAP_Y
+    return HEADER + inside + UNIT_PADDING
 
 
 def widest_skip(groups: Sequence[list[list[str]]], sources: Mapping[str, Sequence[str]]) -> int:
@@ -106,9 +148,9 @@ def widest_skip(groups: Sequence[list[list[str]]], sources: Mapping[str, Sequenc
     return min(max(crossings), 3)
 
 
-def _place(row: Sequence[str], y: float, width: float, boxes: dict[str, Box]) -> float:
-    """Center a row at height `y`; returns its lower edge."""
-    x = (width - len(row) * BOX_WIDTH - (len(row) - 1) * GAP_X) / 2
+def _place(row: Sequence[str], y: float, left: float, width: float, boxes: dict[str, Box]) -> float:
+    """Center a row at height `y` in a column; returns its lower edge."""
+    x = left + (width - len(row) * BOX_WIDTH - (len(row) - 1) * GAP_X) / 2
     for i, name in enumerate(row):
         boxes[name] = Box(x + i * (BOX_WIDTH + GAP_X), y, BOX_WIDTH, BOX_HEIGHT)
     return y + BOX_HEIGHT

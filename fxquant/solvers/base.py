@@ -124,8 +124,8 @@ class ValueProblem:
         name: Node name.
         grid: Its present grid.
         finest: Smallest legal scale.
-        float_value: The value in the float network, in chunks of samples.
-        value: The value under the quantized prefix, before it is rounded to its grid.
+        float_value: The value in the float network, in chunks of samples `[S, ...]`.
+        value: The same under the quantized prefix, `[S, ...]`, before it is rounded to its grid.
         consumers: The layers that read it as `x` (not solved yet: their weights are `layer.start`).
     """
 
@@ -149,8 +149,8 @@ class UnitProblem:
         finest: Smallest legal scale of each of them.
         fixed_grids: Grids of the values it reads from outside, by node name.
         float_inputs: By name, `[S, ...]`: its inputs in the float network.
-        quantized_inputs: The same under the quantized prefix.
-        targets: Its results in the float network, by name.
+        quantized_inputs: The same under the quantized prefix, `[S, ...]`.
+        targets: Its results in the float network, by name, `[S, ...]`.
         batch: The only number of samples the program can run at once, None if any will do.
     """
 
@@ -172,7 +172,7 @@ class UnitSolution:
 
     Attributes:
         weights: Codes and scales by weight name.
-        biases: Float bias of every layer, by node name.
+        biases: Float bias `[O]` of every layer, by node name.
         grids: Changed grids by node name.
         losses: The objective over the iterations.
         notes: What the report should say, by node name.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 import fxquant
+from fxquant import solvers
 
 
 class SmallNet(nn.Module):
@@ -33,6 +37,41 @@ def small_net() -> tuple[nn.Module, Tensor]:
 
 
 def quantized_net(config: fxquant.Config = fxquant.W8A8) -> fxquant.Quantized:
-    """The network quantized on its inputs."""
+    """The network quantized on its inputs, by the fastest solver."""
     model, x = small_net()
-    return fxquant.quantize(model, [x], config=config, progress=False)
+    solver = solvers.RoundToNearest()
+    return fxquant.quantize(model, [x], config=config, solver=solver, progress=False)
+
+
+@dataclass(frozen=True)
+class FakeValue:
+    """A value in memory."""
+
+    name: str
+    offset: int
+    nbytes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class FakeKernel:
+    """A timed kernel."""
+
+    node: str
+    kernel: str
+    milliseconds: float
+
+
+class FakeCompiled:
+    """What a compiled network tells about itself, without a compiler."""
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        return inputs
+
+    def memory_map(self) -> Sequence[FakeValue]:
+        a, b = FakeValue("a", 0, 64, 0, 1), FakeValue("b", 64, 32, 1, 2)
+        return (a, b, FakeValue("c", 0, 64, 2, 3))
+
+    def profile(self, *inputs: Tensor) -> Sequence[FakeKernel]:
+        return (FakeKernel("stem", "kernel_of_the_stem", 0.25), FakeKernel("head", "linear", 0.125))

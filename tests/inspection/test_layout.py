@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from fxquant.inspection.layout import layout, rows_of
@@ -35,6 +37,20 @@ def test_boxes_do_not_overlap_and_units_contain_theirs() -> None:
     for unit, frame in places.units:
         for name in unit.nodes:
             assert frame.y <= places.nodes[name].y and places.nodes[name].bottom <= frame.bottom
+
+
+def test_a_long_chain_is_folded_into_columns() -> None:
+    names = [f"n{i}" for i in range(40)]
+    parts = [Unit(n, (n,), (), n) for n in names]
+    sources = {b: [a] for a, b in pairwise(["x", *names])}
+    places = layout(["x"], parts, sources)
+    assert 1 < places.width / places.height < 2.5
+    assert places.columns["x"] == 0 and max(places.columns.values()) > 2
+    order = [places.columns[n] for n in names]
+    assert order == sorted(order)
+    for name in names:
+        box, column = places.nodes[name], places.columns[name]
+        assert places.gutter(column) < box.x and box.x + box.width < places.gutter(column + 1)
 
 
 def test_an_empty_network_has_a_layout() -> None:

@@ -12,8 +12,8 @@ from torch import nn
 import fxquant
 from fxquant.inspection import report
 from fxquant.inspection.facts import node_facts
-from fxquant.inspection.picture import color, sparkline
-from tests.inspection.nets import quantized_net, small_net
+from fxquant.inspection.svg import hue, shortened
+from tests.inspection.nets import FakeCompiled, quantized_net, small_net
 
 VOID = {"meta", "br"}
 
@@ -70,7 +70,8 @@ def test_every_node_has_a_row_and_a_box(full: tuple[str, Balanced]) -> None:
     _, parser = full
     names = {f.node for f in node_facts(quantized_net())}
     assert names <= parser.ids
-    assert {f"#{n}" for n in names} == parser.links
+    assert {f"#{n}" for n in names} <= parser.links
+    assert {link.removeprefix("#") for link in parser.links} <= parser.ids
 
 
 def test_float_islands_come_with_their_reason(full: tuple[str, Balanced]) -> None:
@@ -103,8 +104,9 @@ def test_sizes_count_packed_codes() -> None:
     assert weight is not None and weight.bits == 4
     assert weight.float_bytes == 4 * (8 * 8 * 9 + 8)
     assert weight.integer_bytes == 8 * 8 * 9 // 2 + 8 * 7
-    assert sum(weight.histogram()) == 8 * 8 * 9
-    assert len(weight.histogram()) == 15
+    counts = weight.histogram().after
+    assert sum(counts) == 8 * 8 * 9
+    assert len(counts) == 15 + 2
 
 
 def test_a_plain_chain_without_weights(tmp_path: Path) -> None:
@@ -115,9 +117,30 @@ def test_a_plain_chain_without_weights(tmp_path: Path) -> None:
 
 
 def test_colors_go_from_red_to_green() -> None:
-    assert color(float("-inf")) == color(5.0) == "hsl(0 65% 82%)"
-    assert color(float("inf")) == color(60.0) == "hsl(120 65% 82%)"
+    assert hue(float("-inf")) == hue(5.0) == "--hue:0"
+    assert hue(float("inf")) == hue(60.0) == "--hue:120"
 
 
-def test_an_empty_histogram_has_no_bars() -> None:
-    assert "rect" not in sparkline([0, 0])
+def test_suggestions_stand_beside_the_layer(full: tuple[str, Balanced]) -> None:
+    text, _ = full
+    assert "remove the rule from the configuration" in text
+    assert "weights dominate" in text
+
+
+def test_histograms_show_both_sides_of_quantization(full: tuple[str, Balanced]) -> None:
+    text, _ = full
+    assert 'class="before"' in text and 'class="after"' in text
+
+
+def test_a_compiled_network_shows_its_memory_and_kernels(tmp_path: Path) -> None:
+    quantized = quantized_net()
+    text, _ = parse(report(quantized, tmp_path / "net.html", compiled=FakeCompiled()))
+    assert "The arena has 0.1 KiB" in text
+    assert "kernel_of_the_stem" in text and "0.2500" in text
+    assert 'class="value"' in text
+
+
+def test_long_names_are_shortened_in_the_middle() -> None:
+    assert shortened("short", 10) == "short"
+    assert shortened("features.0.conv.block.depthwise", 13) == "feat…epthwise"
+    assert len(shortened("x" * 99, 25)) == 25
