@@ -1,4 +1,5 @@
-# make demo | test | test-all | lint | bench-latency | bench-accuracy | clean
+# make demo | test | test-all | lint | docs | bench-latency | bench-kernels
+# | bench-instructions | bench-accuracy | clean
 #
 # Everything runs in $(VENV), made on first use. Where pip's default torch is a large GPU build,
 # name the index of CPU wheels: make demo TORCH_INDEX="--index-url ..."
@@ -9,6 +10,8 @@ JOBS ?= 2
 TORCH_INDEX ?=
 FXQUANT_ASSETS ?= ../shared/assets
 BENCH_LATENCY_ARGS ?=
+BENCH_KERNELS_ARGS ?=
+BENCH_INSTRUCTIONS_ARGS ?=
 BENCH_ACCURACY_ARGS ?=
 
 PY := $(VENV)/bin/python
@@ -17,7 +20,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check -q
 PYTEST := OMP_NUM_THREADS=1 FXQUANT_ASSETS=$(FXQUANT_ASSETS) $(PY) -m pytest -q
 XDIST := -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-all lint format bench-latency bench-accuracy clean
+.PHONY: demo test test-all lint format docs bench-latency bench-kernels bench-instructions bench-accuracy clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.dev
@@ -34,12 +37,21 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright --pythonpath $(PY)
 
+docs: $(VENV)/.dev
+	$(PY) -m pdoc --docformat google --output-directory build/docs fxquant fxquant.config fxquant.inspection fxquant.numerics.ranges tvm_backend
+
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 bench-latency: $(VENV)/.bench
 	$(PY) -m benchmarks.latency $(BENCH_LATENCY_ARGS)
+
+bench-kernels: $(VENV)/.bench
+	$(PY) -m benchmarks.kernels $(BENCH_KERNELS_ARGS)
+
+bench-instructions: $(VENV)/.bench
+	$(PY) -m benchmarks.instructions $(BENCH_INSTRUCTIONS_ARGS)
 
 bench-accuracy: $(VENV)/.bench
 	FXQUANT_ASSETS=$(FXQUANT_ASSETS) $(PY) -m benchmarks.accuracy $(BENCH_ACCURACY_ARGS)
