@@ -22,12 +22,14 @@ class Value:
         shape: Shape in torch's axis order.
         storage: How it lies in memory.
         fill: What its halo holds (stored, not code); None without a halo.
+        largest: Largest 8-bit code it can hold.
     """
 
     name: str
     shape: tuple[int, ...]
     storage: Storage
     fill: int | None = None
+    largest: int = 255
 
     def at(self, index: Sequence[Any]) -> Any:
         """Element index in memory of a torch index; works on ints, numpy arrays and TIR."""
@@ -51,6 +53,10 @@ class Value:
     def offset(self) -> int:
         """What is added to a code to get the stored value."""
         return code_offset(self.storage.dtype)
+
+    def same_place(self, other: Value) -> bool:
+        """Whether every element lies where the other value has it."""
+        return self.shape == other.shape and self.storage == other.storage
 
     @property
     def image(self) -> Image:

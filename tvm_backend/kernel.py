@@ -36,6 +36,8 @@ class Kernel:
         inputs: Storage of each input value.
         constants: Packed weights, biases, tables.
         output: Storage of the result.
+        in_place: Positions of the inputs whose memory the output may take: every element is read
+            before the one output element that lies in its place is written.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Kernel:
     inputs: tuple[Storage, ...]
     constants: tuple[np.ndarray, ...]
     output: Storage
+    in_place: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

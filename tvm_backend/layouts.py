@@ -17,6 +17,7 @@ from fxquant.errors import StageError
 from fxquant.numerics import reference
 from fxquant.targets import Target
 from tvm_backend.call import Value
+from tvm_backend.code_range import largest_code
 from tvm_backend.emit.table import ACCUMULATES
 from tvm_backend.graph_view import bind, dtype_of, shape_of
 from tvm_backend.layout import (
@@ -75,7 +76,8 @@ def _value(node: Node, constants: Mapping[Node, Tensor], target: Target) -> Valu
     storage: Storage
     storage = image(shape, stored, halo, multiple) if 2 <= len(shape) <= 4 else Flat(shape, stored)
     fill = None if zero_point is None else zero_point + code_offset(stored)
-    return Value(node.name, shape, storage, fill)
+    largest = max(largest_code(node, constants), zero_point or 0) if dtype == torch.uint8 else 255
+    return Value(node.name, shape, storage, fill, largest)
 
 
 def _reads_input(node: Node, constants: Mapping[Node, Tensor]) -> bool:

@@ -1,14 +1,21 @@
 """ARM: 64-bit cores from Cortex-A53 up, and ARMv7 with NEON."""
 
 from fxquant.targets.base import Target
-from fxquant.targets.idioms import SDOT, SMULL_SADALP, USDOT, VMULL_VPADAL
+from fxquant.targets.idioms import (
+    SDOT,
+    SMLAL_SADALP,
+    SMULL_SADALP,
+    USDOT,
+    VMLAL_VPADAL,
+    VMULL_VPADAL,
+)
 
 _A64 = ("mtriple", "aarch64-linux-gnu")
 _GCC = "aarch64-linux-gnu-gcc"
 
 CORTEX_A53 = Target(
     "cortex_a53", (_A64, ("mcpu", "cortex-a53")), SMULL_SADALP, 128, ("asimd",),
-    "qemu-aarch64", _GCC,
+    "qemu-aarch64", _GCC, SMLAL_SADALP,
 )  # fmt: skip
 CORTEX_A55 = Target(
     "cortex_a55", (_A64, ("mcpu", "cortex-a55")), SDOT, 128, ("asimddp",), "qemu-aarch64", _GCC
@@ -32,4 +39,5 @@ ARMV7_NEON = Target(
     ("neon",),
     "qemu-arm",
     "arm-linux-gnueabihf-gcc",
+    VMLAL_VPADAL,
 )

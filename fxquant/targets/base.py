@@ -19,6 +19,8 @@ class MacIdiom:
         registers: Architectural vector registers, for tile selection.
         activation_bits: 8, or 16 for activations stored as int16 (`code - 2^15`).
         accumulator: int32 or int64.
+        chain: Steps whose products are summed in int16 before they are widened; 0 where every
+            product is widened at once. Exact only for layers whose codes prove it.
     """
 
     name: str
@@ -28,6 +30,7 @@ class MacIdiom:
     registers: int
     activation_bits: int = 8
     accumulator: str = "int32"
+    chain: int = 0
 
     @property
     def storage(self) -> str:
@@ -52,6 +55,8 @@ class Target:
         requires: CPU feature flags (as /proc/cpuinfo spells them) a host needs to run it.
         emulator: qemu-user command that runs it elsewhere, or "".
         compiler: C compiler that links for it, or "" for the host's.
+        chains: Idioms with int16 chains, longest first; each layer takes the first its codes
+            prove exact, else `mac`. They have the lanes and the storage of `mac`.
     """
 
     name: str
@@ -61,6 +66,7 @@ class Target:
     requires: tuple[str, ...] = ()
     emulator: str = ""
     compiler: str = ""
+    chains: tuple[MacIdiom, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name or self.vector_bits not in (32, 64, 128, 256, 512):
@@ -68,6 +74,14 @@ class Target:
                 f"target {self.name!r} with {self.vector_bits}-bit vectors is invalid",
                 remedy="give a name and vector_bits of 32, 64, 128, 256 or 512",
             )
+        for idiom in self.chains:
+            alike = (idiom.lanes, idiom.storage) == (self.mac.lanes, self.mac.storage)
+            if not (alike and idiom.chain):
+                raise TargetError(
+                    f"target {self.name!r} cannot use {idiom.name!r} beside {self.mac.name!r}",
+                    why="an idiom with int16 chains shares lanes and storage with the other one",
+                    remedy="list idioms with a chain and the same lanes and storage",
+                )
 
     @property
     def triple(self) -> str:

@@ -1,5 +1,7 @@
 """The MAC idioms: one row an instruction sequence; each has a mirror file in tvm_backend/macs/."""
 
+from dataclasses import replace
+
 from fxquant.targets.base import MacIdiom
 
 VPDPBUSD_512 = MacIdiom("vpdpbusd_512", 16, 4, signed_activations=False, registers=32)
@@ -11,6 +13,19 @@ SMULL_SADALP = MacIdiom("smull_sadalp", 4, 2, signed_activations=True, registers
 VMULL_VPADAL = MacIdiom("vmull_vpadal", 4, 2, signed_activations=True, registers=16)
 WIDEN = MacIdiom("widen", 4, 1, signed_activations=False, registers=16)
 
+
+def _chains(like: MacIdiom, name: str, reduction: int, *steps: int) -> tuple[MacIdiom, ...]:
+    """The idiom with int16 chains of as many steps, for devices that have the idiom `like`."""
+    return tuple(
+        replace(like, name=f"{name}_x{chain}", reduction=reduction, chain=chain) for chain in steps
+    )
+
+
+PMADDUBSW_512 = _chains(PMADDWD_512, "pmaddubsw_512", 4, 4, 2, 1)
+PMADDUBSW_256 = _chains(PMADDWD_256, "pmaddubsw_256", 4, 4, 2, 1)
+SMLAL_SADALP = _chains(SMULL_SADALP, "smlal_sadalp", 2, 8, 4, 2)
+VMLAL_VPADAL = _chains(VMULL_VPADAL, "vmlal_vpadal", 2, 8, 4, 2)
+
 ALL = (
     VPDPBUSD_512,
     PMADDWD_512,
@@ -20,4 +35,8 @@ ALL = (
     SMULL_SADALP,
     VMULL_VPADAL,
     WIDEN,
+    *PMADDUBSW_512,
+    *PMADDUBSW_256,
+    *SMLAL_SADALP,
+    *VMLAL_VPADAL,
 )

@@ -1,7 +1,13 @@
 """x86-64 with AVX2, AVX-512 and AVX512-VNNI."""
 
 from fxquant.targets.base import Target
-from fxquant.targets.idioms import PMADDWD_256, PMADDWD_512, VPDPBUSD_512
+from fxquant.targets.idioms import (
+    PMADDUBSW_256,
+    PMADDUBSW_512,
+    PMADDWD_256,
+    PMADDWD_512,
+    VPDPBUSD_512,
+)
 
 X86_VNNI = Target(
     "x86_vnni",
@@ -16,6 +22,7 @@ X86_AVX512 = Target(
     PMADDWD_512,
     512,
     requires=("avx512f", "avx512bw", "avx512vl"),
+    chains=PMADDUBSW_512,
 )
 X86_AVX2 = Target(
     "x86_avx2",
@@ -23,4 +30,5 @@ X86_AVX2 = Target(
     PMADDWD_256,
     256,
     requires=("avx2",),
+    chains=PMADDUBSW_256,
 )

@@ -76,6 +76,7 @@ class Case:
     bits: int = 8  # of the input
     width: int = 8  # of the result
     residual_bits: int = 8
+    input_qmax: int = 0  # 0: what the bits allow
 
     def __str__(self) -> str:
         return self.name
@@ -98,7 +99,12 @@ class Case:
         return ConvProblem(
             source, output, self.kernel, self.stride, self.padding, self.dilation, self.groups,
             self.input_zero_point, self.output_zero_point, *self.clip, residual,
+            min(self.largest_input, 255),
         )  # fmt: skip
+
+    @property
+    def largest_input(self) -> int:
+        return self.input_qmax or (1 << self.bits) - 1
 
     def window(self) -> dict:
         return {
@@ -155,12 +161,13 @@ class Numbers:
     residual: Tensor
 
 
-def make_numbers(case: Case, seed: int = 0) -> Numbers:
+def make_numbers(case: Case, seed: int = 0, weight_limit: int = 128) -> Numbers:
     """Operands whose results spread over, and beyond, the code range."""
     g = torch.Generator().manual_seed(seed)
     source, result = width_of(case.bits), width_of(case.width)
-    x = extreme(g, 0, (1 << case.bits) - 1, (case.n, case.c, case.h, case.w)).to(source.codes)
-    weight = extreme(g, -128, 127, (case.o, case.c // case.groups, *case.kernel)).to(torch.int8)
+    x = extreme(g, 0, case.largest_input, (case.n, case.c, case.h, case.w)).to(source.codes)
+    shape = (case.o, case.c // case.groups, *case.kernel)
+    weight = extreme(g, -weight_limit, min(weight_limit, 127), shape).to(torch.int8)
     bias = torch.randint(-20000, 20001, (case.o,), generator=g, dtype=source.accumulator)
     acc = reference.conv2d_accumulate(x, weight, bias, **case.window())
     largest = acc.abs().amax((0, 2, 3)).clamp(min=1).double()

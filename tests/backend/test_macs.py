@@ -23,6 +23,7 @@ from tests.backend.kernel_harness import run_kernel
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Flat
 from tvm_backend.macs import MACS, Mac, mac_of, wide_mac_of
+from tvm_backend.macs.chain import ELEMENTS, chain_is_exact
 from tvm_backend.macs.vector import load, store
 
 ROWS = 64
@@ -47,9 +48,8 @@ def _mac_kernel(mac: Mac, steps: int) -> Kernel:
                 acc = load(p["acc"], row * lanes, lanes)
                 start = row * steps
                 activations = mac.load_activations(p["x"], start * reduction, steps)
-                for i, a in enumerate(activations):
-                    weights = mac.load_weights(p["w"], (start + i) * per_step)
-                    acc = mac.multiply_accumulate(acc, a, weights)
+                weights = [mac.load_weights(p["w"], (start + i) * per_step) for i in range(steps)]
+                acc = mac.multiply_accumulate(acc, activations, weights)
                 store(p["y"], row * lanes, acc, lanes)
         return built.func
 
@@ -67,9 +67,23 @@ def _operands(idiom: MacIdiom, steps: int) -> tuple[np.ndarray, np.ndarray, np.n
     extremes = [(a, b) for a in (low, high) for b in (-128, -127, 127)]
     for row, (a, b) in enumerate(extremes):
         x[row], w[row] = a, b
+    if idiom.chain:
+        w = _largest_chains(idiom, w, low, high)
     largest = 1 << (30 if idiom.accumulator == "int32" else 48)
     acc = rng.integers(-largest, largest, (ROWS, idiom.lanes))
     return x.astype(idiom.storage), w.astype("int8"), acc.astype(idiom.accumulator)
+
+
+def _largest_chains(idiom: MacIdiom, w: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Codes scaled so that chains reach the bounds of int16, as closely as they can, and no more.
+
+    An element sums `count` products; none may exceed its share of the bound.
+    """
+    count = w.shape[1] * idiom.reduction // ELEMENTS
+    largest = min((32767 // max(high, -low)) // count, 127)
+    limited = np.clip(w, -largest, largest)
+    assert chain_is_exact(limited.swapaxes(1, 2).reshape(ROWS, idiom.lanes, -1), idiom, low, high)
+    return limited
 
 
 def _check(target: Target, mac: Mac, steps: int) -> None:
@@ -81,8 +95,9 @@ def _check(target: Target, mac: Mac, steps: int) -> None:
 
 
 def _check_all(target: Target) -> None:
-    """The idiom for 8-bit activations and both for 16-bit ones."""
-    macs = [mac_of(target.mac), wide_mac_of(target, "int32"), wide_mac_of(target, "int64")]
+    """The idioms for 8-bit activations and both for 16-bit ones."""
+    eight_bits = (target.mac, *target.chains)
+    macs = [wide_mac_of(target, "int32"), wide_mac_of(target, "int64"), *map(mac_of, eight_bits)]
     for mac in macs:
         for steps in {1, mac.unroll}:
             _check(target, mac, steps)

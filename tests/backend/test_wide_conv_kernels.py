@@ -15,7 +15,7 @@ from tests.backend.conv_cases import CASES, Case, assert_equal, check, extreme, 
 from tests.backend.kernel_harness import from_storage, run_kernel, to_storage
 from tvm_backend.emit import conv_stage
 from tvm_backend.emit.conv import conv2d_accumulate_kernel
-from tvm_backend.emit.conv_stage import conv_mac
+from tvm_backend.emit.conv_stage import conv_macs
 from tvm_backend.emit.epilogue import OutputGrid
 from tvm_backend.emit.linear import linear_accumulate_kernel, linear_kernel
 from tvm_backend.kernel import Abi
@@ -102,7 +102,7 @@ def test_accumulators_are_as_wide_as_the_weights_demand() -> None:
         limit = replace(numbers, x=x, weight=weight, bias=torch.full((8,), bias))
         for target in (X86_AVX2, GENERIC):
             problem = case.problem(target)
-            mac = conv_mac(problem, weight.numpy(), limit.bias.numpy(), target)
+            (mac,) = conv_macs(problem, weight.numpy(), limit.bias.numpy(), target)
             assert mac.idiom.accumulator == accumulator
             check(case, target, limit)
 

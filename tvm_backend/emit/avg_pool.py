@@ -1,8 +1,8 @@
 """avg_pool2d: sums of vectors of channels, one requantization a window.
 
-Sums are int32; int64 where a window of 16-bit codes may exceed it.
-
-The zero point is subtracted once (`sum - count * zp`). Windows are walked with up to four
+Sums of stored values have 16 bits where a window of 8-bit codes cannot exceed them, else int32;
+int64 where a window of 16-bit codes may exceed that. The zero point is subtracted once, at the
+end (`sum - count * zp`). Windows are walked with up to four
 vectors of channels at a time, so that every cache line is read once.
 """
 
@@ -29,6 +29,7 @@ from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.tvm_api import IN_REGISTERS, T
 
 _VECTORS = 4
+_SHORT_SUMS = {"uint8": ("uint16", 257), "int8": ("int16", 256)}  # type, largest window
 
 # (sum, index of the window, bound of the sum) -> what is stored
 _Finish = Callable[[Any, Any, int], Any]
@@ -128,7 +129,9 @@ def _block(pool: _Pool, row: Run, col: Run, x: Any, y: Any, finish: _Finish, abi
     groups = total // vectors
     count = row.size * col.size
     bound = code_bound(pool.source) * count
-    wide = "int32" if 2 * bound <= INT32_MAX else "int64"  # with the zero points subtracted first
+    wide = "int32" if 2 * bound <= INT32_MAX else "int64"  # before the zero points are subtracted
+    short, largest = _SHORT_SUMS.get(image.dtype, (wide, 0))
+    summed = short if count <= largest else wide
     work = result.n * row.count * col.count * total * lanes * count
     with (
         spread_loop(result.n * row.count * groups, work, abi) as i,
@@ -136,16 +139,17 @@ def _block(pool: _Pool, row: Run, col: Run, x: Any, y: Any, finish: _Finish, abi
     ):
         c = (i % groups) * (vectors * lanes)
         n, h = i // groups // row.count, i // groups % row.count
-        sums = T.alloc_buffer((vectors,), vector_type(wide, lanes), annotations=IN_REGISTERS)
+        sums = T.alloc_buffer((vectors,), vector_type(summed, lanes), annotations=IN_REGISTERS)
         for v in range(vectors):
-            start = splat(-count * pool.zero_point, wide, lanes)
-            T.buffer_store(sums, start, [v])
+            T.buffer_store(sums, splat(0, summed, lanes), [v])
         with T.serial(row.size) as a, T.serial(col.size) as b:
             base = image.offset(n, row.tap(h, a), col.tap(j, b), c)
             for v in range(vectors):
-                codes = load_as(x, base + v * lanes, wide, lanes)
+                codes = load_as(x, base + v * lanes, summed, lanes)
                 T.buffer_store(sums, sums[v] + codes, [v])
         window = (row.first + h) * len(pool.cols) + col.first + j
         target = result.offset(n, row.first + h, col.first + j, c)
         for v in range(vectors):
-            store(y, target + v * lanes, finish(sums[v], window, bound), lanes)
+            total = T.cast(sums[v], vector_type(wide, lanes))
+            acc = total - splat(count * pool.zero_point, wide, lanes)
+            store(y, target + v * lanes, finish(acc, window, bound), lanes)

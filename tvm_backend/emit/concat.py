@@ -15,14 +15,16 @@ from typing import Any
 import torch
 
 from fxquant.numerics import reference
+from fxquant.targets import Target
 from tvm_backend.call import Call, Value
 from tvm_backend.emit.axis_map import channel_axis
-from tvm_backend.emit.copies import Convert, chunks, copy_run
+from tvm_backend.emit.copies import CONVERTED_LANES, COPIED_LANES, Convert, chunks, copy_run
 from tvm_backend.emit.elementwise import code_bound
 from tvm_backend.emit.fill import fill_halo
 from tvm_backend.emit.loops import all_indices, image_rows, store, vector_type
 from tvm_backend.emit.naming import kernel_name
 from tvm_backend.emit.requant import Grid, output_grid, scale, to_stored
+from tvm_backend.emit.word_requant import CodeScale, WordRequant
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Image, code_width
 from tvm_backend.tvm_api import T
@@ -59,7 +61,11 @@ def concat(call: Call) -> tuple[Kernel, ...]:
         )
     )  # fmt: skip
     name = kernel_name("concat", call.inputs, call.output, call.target, axis, operands, grid)
-    build = partial(_build, name, call.inputs, call.output, axis, operands, grid)
+    converters = [
+        _converter(operand, value, call.output, grid, call.target)
+        for operand, value in zip(operands, call.inputs, strict=True)
+    ]
+    build = partial(_build, name, call.inputs, call.output, axis, converters)
     storages = tuple(v.storage for v in call.inputs)
     return (Kernel(name, build, storages, (), call.output.storage),)
 
@@ -77,11 +83,17 @@ def _is_identity(call: Call, value: Value, zero_point: int, multiplier: int, shi
     return bool((moved == codes).all())
 
 
-def _converter(operand: _Operand, grid: Grid) -> Convert | None:
+def _converter(
+    operand: _Operand, value: Value, output: Value, grid: Grid, target: Target
+) -> Convert | None:
     if operand.exact:
         return None
+    code_scale = CodeScale(operand.zero_point, operand.multiplier, operand.shift)
+    words = WordRequant.of(target, [code_scale], grid, [value.storage.dtype, output.storage.dtype])
 
     def convert(vector: Any, lanes: int) -> Any:
+        if words and lanes in words.chunks():
+            return words.apply([vector], lanes)
         codes = T.cast(vector, vector_type("int32", lanes)) - operand.zero_point
         return to_stored(
             scale(codes, operand.multiplier, operand.shift, operand.bound, grid.width), grid
@@ -92,14 +104,13 @@ def _converter(operand: _Operand, grid: Grid) -> Convert | None:
 
 def _build(
     name: str, inputs: tuple[Value, ...], output: Value, axis: int,
-    operands: tuple[_Operand, ...], grid: Grid, abi: Abi,
+    converters: list[Convert | None], abi: Abi,
 ) -> Any:  # fmt: skip
     params = [
         *(Param(f"x{i}", (v.storage.size,), v.storage.dtype) for i, v in enumerate(inputs)),
         Param("y", (output.storage.size,), output.storage.dtype),
     ]
     starts = list(accumulate((v.shape[axis] for v in inputs), initial=0))
-    converters = [_converter(operand, grid) for operand in operands]
     images = all(isinstance(v.storage, Image) for v in (*inputs, output))
     with prim_func(name, params, abi) as (built, p):
         buffers = [p[f"x{i}"] for i in range(len(inputs))]
@@ -121,7 +132,8 @@ def _channels(
         target = result.offset(n, h, w, 0)
         for value, x, start, convert in zip(inputs, buffers, starts, converters, strict=False):
             image = value.image
-            run = chunks(image.c, image.channels, result.channels - start)
+            widest = COPIED_LANES if convert is None else CONVERTED_LANES
+            run = chunks(image.c, image.channels, result.channels - start, widest)
             copy_run(x, image.offset(n, h, w, 0), y, target + start, run, convert)
 
 

@@ -54,7 +54,7 @@ def linear(call: Call) -> tuple[Kernel, ...]:
         source.image, output.image, _grid(call),
         input_zero_point=numbers["input_zero_point"], weight=call.tensors["weight"],
         bias=call.tensors["bias"], multiplier=call.tensors["multiplier"],
-        shift=call.tensors["shift"], target=call.target,
+        shift=call.tensors["shift"], target=call.target, input_qmax=call.inputs[0].largest,
     )  # fmt: skip
     return (*before, kernel, *after)
 
@@ -65,6 +65,7 @@ def linear_accumulate(call: Call) -> tuple[Kernel, ...]:
     kernel = linear_accumulate_kernel(
         source.image, output.image, input_zero_point=call.numbers["input_zero_point"],
         weight=call.tensors["weight"], bias=call.tensors["bias"], target=call.target,
+        input_qmax=call.inputs[0].largest,
     )  # fmt: skip
     return (*before, kernel, *after)
 
@@ -88,6 +89,7 @@ def _problem(call: Call) -> ConvProblem:
         output_zero_point=numbers.get("output_zero_point", 0),
         qmin=numbers.get("qmin", 0),
         qmax=numbers.get("qmax", 255),
+        input_qmax=call.inputs[0].largest,
     )
 
 
@@ -134,6 +136,7 @@ def _stuffed(call: Call) -> tuple[Kernel, ConvProblem]:
         output_zero_point=numbers.get("output_zero_point", 0),
         qmin=numbers.get("qmin", 0),
         qmax=numbers.get("qmax", 255),
+        input_qmax=max(source.largest, numbers["input_zero_point"]),
     )
     return kernel, problem
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fxquant.targets import Target
 from tvm_backend.emit.conv_gemm import gemm_kernel
 from tvm_backend.emit.conv_problem import ConvProblem
-from tvm_backend.emit.conv_stage import conv_mac, requantize_stage
+from tvm_backend.emit.conv_stage import conv_macs, requantize_stage
 from tvm_backend.emit.depthwise import covers, depthwise_kernel
 from tvm_backend.emit.epilogue import Accumulate, OutputStage
 from tvm_backend.kernel import Kernel
@@ -36,10 +38,10 @@ def conv2d_kernel(
         target: Device.
         tile: Register tile; by default chosen by the cost model.
     """
-    mac = conv_mac(problem, np.asarray(weight), bias, target)
-    natural = problem.groups > 1 and not covers(problem, mac)
-    stage = requantize_stage(problem, mac, multiplier, shift, target, natural)
-    return _kernel(problem, stage, np.asarray(weight), bias, mac, tile)
+    macs = conv_macs(problem, np.asarray(weight), bias, target)
+    natural = problem.groups > 1 and not covers(problem, macs[0])
+    stage = requantize_stage(problem, macs[0], multiplier, shift, target, natural)
+    return _kernel(problem, stage, np.asarray(weight), bias, macs, tile)
 
 
 def conv2d_accumulate_kernel(
@@ -51,9 +53,9 @@ def conv2d_accumulate_kernel(
     tile: Tile | None = None,
 ) -> Kernel:
     """`reference.conv2d_accumulate`: input x, output accumulators; arguments as `conv2d_kernel`."""
-    mac = conv_mac(problem, np.asarray(weight), bias, target)
-    stage = Accumulate(problem.output, mac.idiom)
-    return _kernel(problem, stage, np.asarray(weight), bias, mac, tile)
+    macs = conv_macs(problem, np.asarray(weight), bias, target)
+    stage = Accumulate(problem.output, macs[0].idiom)
+    return _kernel(problem, stage, np.asarray(weight), bias, macs, tile)
 
 
 def _kernel(
@@ -61,9 +63,9 @@ def _kernel(
     stage: OutputStage,
     weight: np.ndarray,
     bias: np.ndarray,
-    mac: Mac,
+    macs: Sequence[Mac],
     tile: Tile | None,
 ) -> Kernel:
-    if covers(problem, mac):
-        return depthwise_kernel(problem, stage, weight, bias, mac, tile)
-    return gemm_kernel("conv2d", problem, stage, weight, bias, mac, tile)
+    if covers(problem, macs[0]):
+        return depthwise_kernel(problem, stage, weight, bias, macs, tile)
+    return gemm_kernel("conv2d", problem, stage, weight, bias, macs, tile)

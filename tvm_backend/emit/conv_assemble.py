@@ -25,12 +25,17 @@ def fold_zero_point(
 
 
 def kernel_name(
-    operator: str, problem: ConvProblem, stage: OutputStage, tile: Tile, idiom: MacIdiom
+    operator: str,
+    problem: ConvProblem,
+    stage: OutputStage,
+    tile: Tile,
+    idiom: MacIdiom,
+    suffix: str = "",
 ) -> str:
-    """`<out>_<in>_qc8w_<op>_<source>_<output>_<geometry>_<tile><stage>__<idiom>`."""
+    """`<out>_<in>_qc8w_<op>_<source>_<output>_<geometry>_<tile><stage><suffix>__<idiom>`."""
     return (
         f"{SHORT[problem.output.dtype]}_{SHORT[problem.source.dtype]}_qc8w_{operator}"
-        f"_{problem.source}_{problem.output}_{problem.geometry}_{tile}{stage.suffix}"
+        f"_{problem.source}_{problem.output}_{problem.geometry}_{tile}{stage.suffix}{suffix}"
         f"__{idiom.name}"
     )
 
@@ -42,7 +47,11 @@ def assemble(
     constants: Sequence[tuple[str, np.ndarray]],
     emit: Callable[[dict[str, Any], Abi], None],
 ) -> Kernel:
-    """The Kernel around `emit(buffers, abi)`, with parameters x[, residual], constants, output."""
+    """The Kernel around `emit(buffers, abi)`, with parameters x[, residual], constants, output.
+
+    The residual may be overwritten: tiles do not overlap, and each element is read just before its
+    sum is stored.
+    """
     inputs: list[tuple[str, Storage]] = [("x", problem.source)]
     if stage.residual is not None:
         inputs.append(("residual", stage.residual))
@@ -64,4 +73,5 @@ def assemble(
         tuple(storage for _, storage in inputs),
         tuple(value for _, value in constants),
         problem.output,
+        (1,) if stage.residual == problem.output else (),
     )

@@ -5,11 +5,15 @@ the bias, loops over kernel rows, columns and groups of input channels multiply 
 (broadcast) by packed weights, and the output stage finishes the accumulators. The input is read
 in place: the halo makes padding ordinary memory, so a pixel's window is base + constant.
 
+Idioms with int16 chains take the weights their chains can hold; `conv_rest.py` makes extra steps of
+the others. Which idiom a layer takes is the cost model's choice, with its actual codes.
+
 Zero points: `sum (x - zp) * w + bias == sum x * w + (bias - zp * sum w)`, folded when packing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,16 +24,19 @@ from tvm_backend.emit.conv_pack import (
     ChannelBlocks,
     Reduction,
     channel_blocks,
-    pack_weights,
+    pack_blocks,
     reduction_ranges,
     slot_channels,
+    slot_codes,
 )
 from tvm_backend.emit.conv_problem import ConvProblem
+from tvm_backend.emit.conv_rest import rest_fraction, rest_of
 from tvm_backend.emit.epilogue import OutputStage
 from tvm_backend.kernel import Abi, Kernel
 from tvm_backend.macs import Mac
+from tvm_backend.macs.chain import chain_is_exact
 from tvm_backend.macs.vector import load, loop, registers
-from tvm_backend.schedule.tiles import Tile, choose_tile
+from tvm_backend.schedule.tiles import NEVER, Plan, Tile, plan_tile
 from tvm_backend.tvm_api import T
 
 
@@ -39,7 +46,7 @@ def gemm_kernel(
     stage: OutputStage,
     weight: np.ndarray,
     bias: np.ndarray,
-    mac: Mac,
+    macs: Sequence[Mac],
     tile: Tile | None = None,
 ) -> Kernel:
     """The kernel of a convolution with a given output stage.
@@ -50,27 +57,55 @@ def gemm_kernel(
         stage: What happens to the accumulators.
         weight: int8 `[O, C/groups, KH, KW]`.
         bias: `[O]`.
-        mac: Multiplies and accumulates.
+        macs: What can multiply and accumulate; the fastest for these codes does.
         tile: Register tile; by default chosen by the cost model.
     """
-    lanes = mac.idiom.lanes
+    mac, chosen = min(
+        ((mac, _plan(problem, weight, mac)) for mac in macs), key=lambda pair: pair[1].cycles
+    )
+    tile, lanes = tile or chosen.tile, mac.idiom.lanes
     vectors = -(-problem.output.c // lanes)
     reduction = reduction_ranges(problem, vectors, mac)
-    if tile is None:
-        output, steps = problem.output, reduction.steps * problem.taps
-        shared = problem.groups == 1
-        tile = choose_tile(mac.idiom, output.h, output.w, vectors, steps, shared)
     blocks = channel_blocks(vectors, tile.vectors, stage)
     channels = slot_channels(blocks, stage, lanes)
-    packed = pack_weights(problem, weight, blocks, channels, reduction, mac)
-    constants = [("weights", packed)]
+    codes = slot_codes(problem, weight, channels, reduction, mac)
+    constants, suffix = [], ""
+    if mac.idiom.chain and not problem.input_bounds[0]:
+        codes, rest = rest_of(codes, blocks.spans, mac.idiom, problem.input_qmax)
+        if rest.steps:
+            constants = rest.constants(problem)
+            suffix = f"_rest{len(constants[1][1])}"
     if problem.groups > 1:
         constants.append(("starts", reduction.starts.astype(np.int32)))
+    packed = pack_blocks(codes, blocks.spans, mac.idiom.reduction)
     folded = fold_zero_point(problem, weight, bias, vectors * lanes)
-    constants += stage.constants(folded, blocks.all_chunks())
-    emitter = _GemmEmitter(problem, stage, mac, tile, blocks, reduction)
-    name = kernel_name(operator, problem, stage, tile, mac.idiom)
+    constants = [
+        ("weights", packed), *constants, *stage.constants(folded, blocks.all_chunks())
+    ]  # fmt: skip
+    emitter = _GemmEmitter(problem, stage, mac, tile, blocks, reduction, bool(suffix))
+    name = kernel_name(operator, problem, stage, tile, mac.idiom, suffix)
     return assemble(name, problem, stage, constants, emitter.emit)
+
+
+def _plan(problem: ConvProblem, weight: np.ndarray, mac: Mac) -> Plan:
+    """The tile of an idiom and what it costs."""
+    lanes, (low, high) = mac.idiom.lanes, problem.input_bounds
+    vectors = -(-problem.output.c // lanes)
+    reduction = reduction_ranges(problem, vectors, mac)
+    fraction = 0.0
+    if mac.idiom.chain:
+        channels = np.arange(vectors * lanes).reshape(-1, lanes)
+        codes = slot_codes(problem, weight, channels, reduction, mac)
+        if low or problem.groups > 1:
+            # Extra steps are for unsigned activations and vectors that share their channels.
+            if not chain_is_exact(codes.swapaxes(2, 3), mac.idiom, low, high):
+                return NEVER
+        else:
+            fraction = rest_fraction(codes, mac.idiom, high)
+    output, steps = problem.output, reduction.steps * problem.taps
+    return plan_tile(
+        mac.idiom, output.h, output.w, vectors, steps, problem.groups == 1, round(fraction, 3)
+    )
 
 
 class _GemmEmitter:
@@ -84,9 +119,11 @@ class _GemmEmitter:
         tile: Tile,
         blocks: ChannelBlocks,
         reduction: Reduction,
+        has_rest: bool,
     ) -> None:
         self.problem, self.stage, self.mac = problem, stage, mac
         self.tile, self.blocks, self.reduction = tile, blocks, reduction
+        self.has_rest = has_rest
         self.lanes, self.per_step = mac.idiom.lanes, mac.idiom.reduction
 
     def emit(self, buffers: dict[str, Any], abi: Abi) -> None:
@@ -126,6 +163,21 @@ class _GemmEmitter:
             x = T.Bind(origin + row * (dh * source.row_stride) + col * (dw * source.channels))
             w = T.Bind(weights + (row * kw + col) * (steps * per_tap))
             self._reduce_channels(buffers, at, acc, x, w, starts)
+        if self.has_rest:
+            self._reduce_rest(buffers, at, acc, origin)
+
+    def _reduce_rest(self, buffers: dict[str, Any], at: TileAt, acc: Any, origin: Any) -> None:
+        """The extra steps of this block: as many as the data say."""
+        block = at.span.first // self.tile.vectors + at.block
+        first = T.Bind(buffers["rest_first"][block])
+        count = T.Bind(buffers["rest_first"][block + 1] - first)
+        per_step = self.tile.vectors * self.lanes * self.per_step
+        start = T.Bind(origin)
+        with T.serial(count) as k:
+            step = first + k
+            x = T.Bind(start + buffers["rest_at"][step])
+            w = T.Bind(step * per_step)
+            self._steps({**buffers, "weights": buffers["rest_weights"]}, at, acc, x, w, [0], 1)
 
     def _weight_base(self, at: TileAt) -> Any:
         per_vector = self.problem.taps * self.reduction.steps * self.lanes * self.per_step
@@ -171,14 +223,22 @@ class _GemmEmitter:
             ]
             for i, j in at.pixels
         ]
-        for k in range(count):
-            at_step = w + k * vectors * per_vector
+        size = max(self.mac.idiom.chain, 1)
+        for first in range(0, count, size):
+            chain = range(first, min(first + size, count))
             weights = [
-                T.Bind(self.mac.load_weights(buffers["weights"], at_step + v * per_vector))
+                [
+                    T.Bind(
+                        self.mac.load_weights(
+                            buffers["weights"], w + (k * vectors + v) * per_vector
+                        )
+                    )
+                    for k in chain
+                ]
                 for v in range(vectors)
             ]
             for m, activations in enumerate(tiles):
-                shared = [T.Bind(steps[k]) for steps in activations]
+                shared = [[T.Bind(steps[k]) for k in chain] for steps in activations]
                 for v in range(vectors):
                     a = shared[v if len(shared) > 1 else 0]
                     index = m * vectors + v

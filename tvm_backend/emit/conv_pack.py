@@ -93,20 +93,18 @@ def reduction_ranges(problem: ConvProblem, vectors: int, mac: Mac) -> Reduction:
     return Reduction(np.minimum(low, limit), steps)
 
 
-def pack_weights(
+def slot_codes(
     problem: ConvProblem,
     weight: np.ndarray,
-    blocks: ChannelBlocks,
     channels: np.ndarray,
     reduction: Reduction,
     mac: Mac,
 ) -> np.ndarray:
-    """Packed int8 weights, flat.
+    """int8 `[vectors, lanes, E, taps]`: the codes every lane multiplies, in order.
 
     Args:
         problem: The convolution.
         weight: int8 `[O, C/groups, KH, KW]`.
-        blocks: Register blocks.
         channels: Output channel of every lane, `[vectors, lanes]`.
         reduction: Input ranges.
         mac: The MAC implementation.
@@ -121,8 +119,7 @@ def pack_weights(
     codes = flat[
         np.minimum(channels, outputs - 1)[..., None], np.clip(position, 0, per_input - 1)
     ]  # [V, L, E, taps]
-    codes = np.where(valid[..., None], codes, 0).astype(np.int8)
-    return pack_blocks(codes, blocks.spans, per_step)
+    return np.where(valid[..., None], codes, 0).astype(np.int8)
 
 
 def pack_blocks(codes: np.ndarray, spans: Sequence[Span], per_step: int) -> np.ndarray:

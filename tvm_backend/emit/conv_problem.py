@@ -26,6 +26,7 @@ class ConvProblem:
         qmin: Lower clip.
         qmax: Upper clip.
         residual: Second operand or None.
+        input_qmax: Largest input code.
     """
 
     source: Image
@@ -40,6 +41,7 @@ class ConvProblem:
     qmin: int = 0
     qmax: int = 255
     residual: Residual | None = None
+    input_qmax: int = 255
 
     def __post_init__(self) -> None:
         for axis, (size, result) in enumerate(
@@ -69,6 +71,12 @@ class ConvProblem:
     def depthwise(self) -> bool:
         """One input and one output channel a group."""
         return self.groups == self.source.c == self.output.c
+
+    @property
+    def input_bounds(self) -> tuple[int, int]:
+        """Smallest and largest input as stored."""
+        offset = code_offset(self.source.dtype)
+        return offset, self.input_qmax + offset
 
     @property
     def taps(self) -> int:

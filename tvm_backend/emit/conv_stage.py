@@ -22,8 +22,10 @@ from tvm_backend.layout import code_offset, code_width
 from tvm_backend.macs import Mac, mac_of, wide_mac_of
 
 
-def conv_mac(problem: ConvProblem, weight: np.ndarray, bias: np.ndarray, target: Target) -> Mac:
-    """The multiply-accumulate for a problem's input.
+def conv_macs(
+    problem: ConvProblem, weight: np.ndarray, bias: np.ndarray, target: Target
+) -> tuple[Mac, ...]:
+    """The multiply-accumulates for a problem's input; the first serves every layer.
 
     Args:
         problem: Storages and geometry.
@@ -32,11 +34,11 @@ def conv_mac(problem: ConvProblem, weight: np.ndarray, bias: np.ndarray, target:
         target: Device.
     """
     if code_width(problem.source.dtype) is WIDTH_8:
-        return mac_of(target.mac)
+        return (mac_of(target.mac), *(mac_of(idiom) for idiom in target.chains))
     folded = torch.from_numpy(fold_zero_point(problem, weight, bias, len(weight)))
     largest = -code_offset(problem.source.dtype)
     narrow = fits_int32(torch.from_numpy(weight), folded, largest, WIDTH_16.max_shift)
-    return wide_mac_of(target, "int32" if narrow else "int64")
+    return (wide_mac_of(target, "int32" if narrow else "int64"),)
 
 
 def requantize_stage(
@@ -51,7 +53,7 @@ def requantize_stage(
 
     Args:
         problem: Storages and geometry.
-        mac: From `conv_mac`.
+        mac: The first of `conv_macs`.
         multiplier: m `[O]`.
         shift: s `[O]`.
         target: Device.

@@ -13,7 +13,8 @@ from typing import Any
 from tvm_backend.emit.loops import load, store
 from tvm_backend.tvm_api import T
 
-_LANES = 16
+CONVERTED_LANES = 16
+COPIED_LANES = 64
 
 # a vector as loaded, and its lanes -> what is stored
 Convert = Callable[[Any, int], Any]
@@ -28,22 +29,25 @@ class Chunk:
     repeat: int
 
 
-def chunks(count: int, source_room: int, target_room: int) -> list[Chunk]:
+def chunks(
+    count: int, source_room: int, target_room: int, widest: int = CONVERTED_LANES
+) -> list[Chunk]:
     """Vectors that cover `count` elements.
 
     Args:
         count: Length of the run.
         source_room: Elements from the run's start to the end of the pixel it is read from.
         target_room: The same where it is written.
+        widest: Lanes of the widest vector, a power of two.
     """
     room = min(source_room, target_room)
     found = []
-    full = count // _LANES
+    full = count // widest
     if full:
-        found.append(Chunk(0, _LANES, full))
-    start = full * _LANES
+        found.append(Chunk(0, widest, full))
+    start = full * widest
     while start < count:
-        lanes = _LANES
+        lanes = widest
         while start + lanes > room:  # the tail: as wide as the pixel allows
             lanes //= 2
         while lanes // 2 >= count - start:

@@ -7,6 +7,7 @@ is loaded and interleaved once a tile and used by every pixel whose window conta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputStage
 from tvm_backend.kernel import Abi, Kernel
 from tvm_backend.macs import Mac
+from tvm_backend.macs.chain import chain_is_exact
 from tvm_backend.macs.vector import constant, load, loop, registers
 from tvm_backend.schedule.tiles import Span, Tile, choose_depthwise_tile
 from tvm_backend.tvm_api import T
@@ -36,7 +38,7 @@ def depthwise_kernel(
     stage: OutputStage,
     weight: np.ndarray,
     bias: np.ndarray,
-    mac: Mac,
+    macs: Sequence[Mac],
     tile: Tile | None = None,
 ) -> Kernel:
     """The kernel of a depthwise convolution with a given output stage.
@@ -46,9 +48,11 @@ def depthwise_kernel(
         stage: What happens to the accumulators.
         weight: int8 `[C, 1, KH, KW]`.
         bias: `[C]`.
-        mac: Multiplies and accumulates.
+        macs: What can multiply and accumulate: the first serves every layer, the longest chain
+            that is exact for these codes is taken before it.
         tile: Register tile of one row of pixels; by default a rule.
     """
+    mac = _fastest_exact(problem, weight, macs)
     lanes = mac.idiom.lanes
     vectors = -(-problem.output.c // lanes)
     sizes = stage.chunk_sizes()
@@ -62,6 +66,26 @@ def depthwise_kernel(
     emitter = _DepthwiseEmitter(problem, stage, mac, tile, blocks)
     name = kernel_name("dwconv2d", problem, stage, tile, mac.idiom)
     return assemble(name, problem, stage, constants, emitter.emit)
+
+
+def _fastest_exact(problem: ConvProblem, weight: np.ndarray, macs: Sequence[Mac]) -> Mac:
+    """The first chained idiom that the taps of every channel allow, else the one without."""
+    low, high = problem.input_bounds
+    for mac in macs[1:]:
+        rows = _row_groups(weight, mac.idiom.reduction)  # [C, G, R, KW]
+        codes = rows.swapaxes(2, 3).reshape(len(weight), rows.shape[1], -1)
+        if chain_is_exact(codes, mac.idiom, low, high):
+            return mac
+    return macs[0]
+
+
+def _row_groups(weight: np.ndarray, per_step: int) -> np.ndarray:
+    """`[C, 1, KH, KW]` -> `[C, groups, per_step, KW]`, zeros below the last row."""
+    outputs, _, kh, kw = weight.shape
+    groups = -(-kh // per_step)
+    rows = np.zeros((outputs, groups * per_step, kw), np.int8)
+    rows[:, :kh] = weight[:, 0]
+    return rows.reshape(outputs, groups, per_step, kw)
 
 
 def _spans(vectors: int, sizes: tuple[int, ...]) -> list[Span]:
@@ -84,12 +108,11 @@ def _pack(weight: np.ndarray, blocks: ChannelBlocks, channels: np.ndarray, mac: 
         channels: Channel of every lane, `[vectors, lanes]`.
         mac: The MAC implementation.
     """
-    outputs, _, kh, kw = weight.shape
     per_step, lanes = mac.idiom.reduction, mac.idiom.lanes
-    groups = -(-kh // per_step)
-    rows = np.zeros((channels.size, groups * per_step, kw), np.int8)
-    rows[:outputs, :kh] = weight[:, 0]
-    codes = rows[channels].reshape(-1, lanes, groups, per_step, kw)  # [V, L, G, R, KW]
+    rows = _row_groups(weight, per_step)
+    _, groups, _, kw = rows.shape
+    rows = np.pad(rows, [(0, channels.size - len(rows)), (0, 0), (0, 0), (0, 0)])
+    codes = rows[channels]  # [V, L, G, R, KW]
     parts = []
     for span in blocks.spans:
         part = codes[span.first : span.first + span.count * span.step]
@@ -158,6 +181,7 @@ class _DepthwiseEmitter:
         origin = T.Bind(
             source.offset(at.n, at.h * sh - top + first_row * dh, at.w * sw - left, slot)
         )
+        operands: dict[int, list[Any]] = {}
         for column, users in self._columns(at.tw, sw, dw).items():
             taps = [
                 T.Bind(
@@ -170,22 +194,33 @@ class _DepthwiseEmitter:
                 for i in range(rows)
             ]
             zeros = [constant(0, source.dtype, width)] * (self.per_step - rows)
-            operands = self.mac.interleave([*taps, *zeros], vectors)
-            for v, operand in enumerate(operands):
-                activations = T.Bind(operand)
-                for j, k in users:
-                    at_weight = weights + (k * vectors + v) * per_vector
+            interleaved = self.mac.interleave([*taps, *zeros], vectors)
+            operands[column] = [T.Bind(operand) for operand in interleaved]
+            for v in range(vectors):
+                for j, chain in users:
                     value = self.mac.multiply_accumulate(
                         acc[j * vectors + v],
-                        activations,
-                        self.mac.load_weights(buffers["weights"], at_weight),
+                        [operands[j * sw + k * dw][v] for k in chain],
+                        [
+                            self.mac.load_weights(
+                                buffers["weights"], weights + (k * vectors + v) * per_vector
+                            )
+                            for k in chain
+                        ],
                     )
                     T.buffer_store(acc, value, [j * vectors + v])
 
-    def _columns(self, tw: int, sw: int, dw: int) -> dict[int, list[tuple[int, int]]]:
-        """Input column -> the `(pixel, kernel column)` pairs that use it, left to right."""
-        users: dict[int, list[tuple[int, int]]] = {}
+    def _columns(self, tw: int, sw: int, dw: int) -> dict[int, list[tuple[int, range]]]:
+        """Input columns, left to right -> what becomes possible with each.
+
+        That is pixels, each with the chain of kernel columns whose last one the column serves.
+        """
+        kw, size = self.problem.kernel[1], max(self.mac.idiom.chain, 1)
+        users: dict[int, list[tuple[int, range]]] = {}
         for j in range(tw):
-            for k in range(self.problem.kernel[1]):
-                users.setdefault(j * sw + k * dw, []).append((j, k))
+            for first in range(0, kw, size):
+                chain = range(first, min(first + size, kw))
+                for k in chain:
+                    users.setdefault(j * sw + k * dw, [])
+                users[j * sw + chain[-1] * dw].append((j, chain))
         return dict(sorted(users.items()))

@@ -1,7 +1,8 @@
-"""requantize, add and mul: vectors of int32 (int64 for 16-bit codes) between loads and stores.
+"""requantize, add and mul: vectors of integers between loads and stores.
 
-Operands broadcast as in torch. Images of one rank go by vectors of channels; every other
-combination takes one element at a time.
+Operands broadcast as in torch. Images of equal pixels go by rows: requantize and add of 8-bit
+codes in int16 (`word_requant.py`). Other images of one rank go by vectors of channels in int32
+(int64 for 16-bit codes), and every other combination takes one element at a time.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from tvm_backend.emit.loops import (
     all_indices,
     channel_lanes,
     image_rows,
+    load,
     load_as,
     pixel_vectors,
     splat,
     store,
 )
 from tvm_backend.emit.naming import kernel_name
-from tvm_backend.emit.requant import as_int64, output_grid, scale, to_stored
+from tvm_backend.emit.requant import Grid, as_int64, output_grid, scale, to_stored
+from tvm_backend.emit.word_requant import CodeScale, WordRequant
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Image, code_width
 from tvm_backend.tvm_api import T
@@ -43,7 +46,9 @@ def requantize(call: Call) -> tuple[Kernel, ...]:
         scaled = scale(operands[0] - zero_point, multiplier, shift, bound, grid.width)
         return to_stored(scaled, grid)
 
-    return _kernel(call, "requantize", compute, zero_point, multiplier, shift, grid)
+    scales = (CodeScale(zero_point, multiplier, shift),)
+    details = (zero_point, multiplier, shift, grid)
+    return _kernel(call, "requantize", compute, *details, words=_words(call, scales, grid))
 
 
 def add(call: Call) -> tuple[Kernel, ...]:
@@ -62,7 +67,9 @@ def add(call: Call) -> tuple[Kernel, ...]:
         )
         return to_stored(u + v, grid)
 
-    return _kernel(call, "add", compute, zero_points, multipliers, shifts, grid)
+    scales = tuple(map(CodeScale, zero_points, multipliers, shifts))
+    details = (zero_points, multipliers, shifts, grid)
+    return _kernel(call, "add", compute, *details, words=_words(call, scales, grid))
 
 
 def mul(call: Call) -> tuple[Kernel, ...]:
@@ -90,6 +97,11 @@ def _stored_zero_points(call: Call) -> tuple[int, ...]:
     return tuple(zero_point + value.offset for zero_point, value in pairs)
 
 
+def _words(call: Call, scales: tuple[CodeScale, ...], grid: Grid) -> WordRequant | None:
+    dtypes = [v.storage.dtype for v in (*call.inputs, call.output)]
+    return WordRequant.of(call.target, scales, grid, dtypes)
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """One elementwise kernel."""
@@ -98,13 +110,17 @@ class _Plan:
     inputs: tuple[Value, ...]
     output: Value
     compute: Compute
+    words: WordRequant | None
 
 
-def _kernel(call: Call, op: str, compute: Compute, *details: Any) -> tuple[Kernel, ...]:
+def _kernel(
+    call: Call, op: str, compute: Compute, *details: Any, words: WordRequant | None = None
+) -> tuple[Kernel, ...]:
     name = kernel_name(op, call.inputs, call.output, call.target, *details)
-    plan = _Plan(name, call.inputs, call.output, compute)
+    plan = _Plan(name, call.inputs, call.output, compute, words)
     storages = tuple(v.storage for v in call.inputs)
-    return (Kernel(name, partial(_build, plan), storages, (), call.output.storage),)
+    in_place = tuple(i for i, v in enumerate(call.inputs) if v.same_place(call.output))
+    return (Kernel(name, partial(_build, plan), storages, (), call.output.storage, in_place),)
 
 
 def _build(plan: _Plan, abi: Abi) -> Any:
@@ -117,6 +133,8 @@ def _build(plan: _Plan, abi: Abi) -> Any:
         ranks = {len(v.shape) for v in (*plan.inputs, output)}
         if len(images) != len(values) or len(ranks) > 1:
             _by_element(plan, buffers, p["y"], abi)
+        elif plan.words and _rows_in_chunks(plan.words, images):
+            _by_words(plan, plan.words, images, buffers, p["y"], abi)
         elif all(_same_pixels(image, images[-1]) for image in images):
             _by_vector(plan, images, buffers, p["y"], abi)
         else:
@@ -126,6 +144,33 @@ def _build(plan: _Plan, abi: Abi) -> Any:
 
 def _same_pixels(a: Image, b: Image) -> bool:
     return (a.n, a.h, a.w, a.c) == (b.n, b.h, b.w, b.c)
+
+
+def _rows_in_chunks(words: WordRequant, images: Sequence[Image]) -> bool:
+    """Whether all images have the same rows, of whole vectors."""
+    first = images[0]
+    same = all(_same_pixels(i, first) and i.channels == first.channels for i in images)
+    return same and first.w * first.channels % words.chunks()[-1] == 0
+
+
+def _by_words(
+    plan: _Plan, words: WordRequant, images: Sequence[Image], buffers: Sequence[Any], y: Any,
+    abi: Abi,
+) -> None:  # fmt: skip
+    length = images[0].w * images[0].channels
+    with image_rows(plan.output, y, abi) as (n, h):
+        origins = [image.offset(n, h, 0, 0) for image in images]
+        start = 0
+        for lanes in words.chunks():
+            count = (length - start) // lanes
+            if not count:
+                continue
+            with T.serial(count) as i:
+                at = start + i * lanes
+                pairs = zip(buffers, origins[:-1], strict=True)
+                codes = [load(buffer, origin + at, lanes) for buffer, origin in pairs]
+                store(y, origins[-1] + at, words.apply(codes, lanes), lanes)
+            start += count * lanes
 
 
 def _by_vector(

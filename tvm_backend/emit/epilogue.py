@@ -22,8 +22,9 @@ from fxquant.numerics.width import WIDTH_8
 from fxquant.targets import MacIdiom
 from tvm_backend.emit.conv_halo import fill_halo
 from tvm_backend.emit.epilogue_isa import EpilogueIsa
+from tvm_backend.emit.word_requant import saturating_add, scale_difference
 from tvm_backend.layout import NO_HALO, Image, code_offset
-from tvm_backend.macs.vector import constant, llvm, load, splat, store
+from tvm_backend.macs.vector import constant, load, splat, store
 from tvm_backend.tvm_api import T
 
 FRACTION_BITS = WIDTH_8.fraction_bits
@@ -212,10 +213,10 @@ class Requantize:
             raw = load(buffers["residual"], self.residual.offset(*at, slot), codes)
             seconds = isa.unpack(T.Bind(raw), vectors)
             scaled = [self._scale_residual(buffers, second, lanes) for second in seconds]
-            values = [_add(u, v, lanes) for u, v in zip(values, scaled, strict=True)]
+            values = [saturating_add(u, v, lanes) for u, v in zip(values, scaled, strict=True)]
         rounding = splat(buffers["scalars"][ROUNDING], lanes)
         last = constant(FRACTION_BITS, "int16", lanes)
-        values = [T.shift_right(_add(u, rounding, lanes), last) for u in values]
+        values = [T.shift_right(saturating_add(u, rounding, lanes), last) for u in values]
         result = isa.narrow(values, self.image.dtype, vectors)
         if self._clip:
             result = T.max(result, splat(self._scalar(buffers, LOW), codes))
@@ -223,21 +224,10 @@ class Requantize:
         store(buffers["output"], self.image.offset(*at, slot), result, codes)
 
     def _scale_residual(self, buffers: dict[str, Any], codes: Any, lanes: int) -> Any:
-        """`v`: exact in int16 because a difference of codes has only 9 bits."""
+        """`v` of the second operand."""
         value = codes - splat(buffers["scalars"][RESIDUAL_ZERO_POINT], lanes)
-        shift = self._residual_shift
-        if shift > 0:
-            # From 9 bits on everything rounds to 0: half <= value + half < 2 * half.
-            shift = min(shift, 10)
-            value = value + constant(1 << (shift - 1), "int16", lanes)
-            value = T.shift_right(value, constant(shift, "int16", lanes))
-        elif shift < 0:
-            exact = min(-shift, 7)  # 255 << 7 fits int16
-            value = T.shift_left(value, constant(exact, "int16", lanes))
-            for _ in range(-shift - exact):
-                value = T.Bind(_add(value, value, lanes))  # saturating doubling
         multiplier = splat(buffers["scalars"][RESIDUAL_MULTIPLIER], lanes)
-        return self.isa.multiply_high(value, multiplier, lanes)
+        return scale_difference(self.isa, value, multiplier, self._residual_shift, lanes)
 
     def _scalar(self, buffers: dict[str, Any], index: int) -> Any:
         return T.cast(buffers["scalars"][index], self.image.dtype)
@@ -245,11 +235,6 @@ class Requantize:
     def prologue(self, buffers: dict[str, Any]) -> None:
         """Halo of stored zero points."""
         fill_halo(buffers["output"], self.image, lambda: self._scalar(buffers, ZERO_POINT))
-
-
-def _add(a: Any, b: Any, lanes: int) -> Any:
-    """Saturating int16 addition."""
-    return llvm(f"int16x{lanes}", f"llvm.sadd.sat.v{lanes}i16", a, b)
 
 
 class Accumulate:

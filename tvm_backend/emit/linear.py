@@ -14,7 +14,7 @@ from fxquant.errors import UnsupportedError
 from fxquant.targets import Target
 from tvm_backend.emit.conv_gemm import gemm_kernel
 from tvm_backend.emit.conv_problem import ConvProblem
-from tvm_backend.emit.conv_stage import conv_mac, requantize_stage
+from tvm_backend.emit.conv_stage import conv_macs, requantize_stage
 from tvm_backend.emit.epilogue import Accumulate, OutputGrid
 from tvm_backend.kernel import Kernel
 from tvm_backend.layout import NO_HALO, Image
@@ -33,6 +33,7 @@ def linear_kernel(
     shift: np.ndarray,
     target: Target,
     tile: Tile | None = None,
+    input_qmax: int = 255,
 ) -> Kernel:
     """`reference.linear` on images of rank 2 (`h = w = 1`) or 3 (`h = 1`, `w` rows).
 
@@ -47,15 +48,17 @@ def linear_kernel(
         shift: int8 `[O]`.
         target: Device.
         tile: Register tile; by default chosen by the cost model.
+        input_qmax: Largest input code.
     """
     problem = ConvProblem(
         _as_rows(source), _as_rows(output), (1, 1), input_zero_point=input_zero_point,
         output_zero_point=grid.zero_point, qmin=grid.qmin, qmax=grid.qmax,
+        input_qmax=input_qmax,
     )  # fmt: skip
     codes = _as_kernel(weight)
-    mac = conv_mac(problem, codes, bias, target)
-    stage = requantize_stage(problem, mac, multiplier, shift, target)
-    kernel = gemm_kernel("linear", problem, stage, codes, bias, mac, tile)
+    macs = conv_macs(problem, codes, bias, target)
+    stage = requantize_stage(problem, macs[0], multiplier, shift, target)
+    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile)
     return replace(kernel, inputs=(source,), output=output)
 
 
@@ -68,13 +71,16 @@ def linear_accumulate_kernel(
     bias: np.ndarray,
     target: Target,
     tile: Tile | None = None,
+    input_qmax: int = 255,
 ) -> Kernel:
     """`reference.linear_accumulate`: output accumulators; arguments as `linear_kernel`."""
     rows, codes = _as_rows(output), _as_kernel(weight)
-    problem = ConvProblem(_as_rows(source), rows, (1, 1), input_zero_point=input_zero_point)
-    mac = conv_mac(problem, codes, bias, target)
-    stage = Accumulate(rows, mac.idiom)
-    kernel = gemm_kernel("linear", problem, stage, codes, bias, mac, tile)
+    problem = ConvProblem(
+        _as_rows(source), rows, (1, 1), input_zero_point=input_zero_point, input_qmax=input_qmax
+    )
+    macs = conv_macs(problem, codes, bias, target)
+    stage = Accumulate(rows, macs[0].idiom)
+    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile)
     return replace(kernel, inputs=(source,), output=output)
 
 

@@ -65,7 +65,8 @@ def lookup(call: Call) -> tuple[Kernel, ...]:
         build = partial(_build, plan, _by_channel)
     else:
         build = partial(_build, plan, partial(_by_element, per_channel=table.ndim == 2))
-    return (Kernel(name, build, (source.storage,), (constant,), output.storage),)
+    in_place = (0,) if source.same_place(output) else ()
+    return (Kernel(name, build, (source.storage,), (constant,), output.storage, in_place),)
 
 
 def _build(plan: _Lookup, emit: Any, abi: Abi) -> Any:

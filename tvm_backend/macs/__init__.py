@@ -5,6 +5,7 @@ from __future__ import annotations
 from fxquant.errors import TargetError
 from fxquant.targets import MacIdiom, Target, idioms
 from tvm_backend.macs import (
+    pmaddubsw,
     pmaddwd_256,
     pmaddwd_512,
     pmaddwd_s16,
@@ -24,9 +25,17 @@ MACS: dict[MacIdiom, Mac] = {
     idioms.PMADDWD_256: pmaddwd_256.MAC,
     idioms.SDOT: sdot.MAC,
     idioms.USDOT: usdot.MAC,
-    idioms.SMULL_SADALP: smull_sadalp.MAC,
-    idioms.VMULL_VPADAL: vmull_vpadal.MAC,
     idioms.WIDEN: Widen(),
+    **{
+        mac.idiom: mac
+        for macs in (
+            pmaddubsw.MACS_256,
+            pmaddubsw.MACS_512,
+            smull_sadalp.MACS,
+            vmull_vpadal.MACS,
+        )
+        for mac in macs
+    },
 }
 
 

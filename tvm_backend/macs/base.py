@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from fxquant.targets import MacIdiom
@@ -47,6 +48,15 @@ class Mac(Protocol):
         """
         ...
 
-    def multiply_accumulate(self, acc: Any, activations: Any, weights: Any) -> Any:
-        """The new accumulator."""
+    def multiply_accumulate(
+        self, acc: Any, activations: Sequence[Any], weights: Sequence[Any]
+    ) -> Any:
+        """The new accumulator.
+
+        Args:
+            acc: The old one.
+            activations: Operands of one or more reduction steps; at most `idiom.chain` of them
+                where the idiom has a chain.
+            weights: As many.
+        """
         ...

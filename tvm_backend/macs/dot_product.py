@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,11 @@ class DotProduct:
         words = interleave_quads(plain, 4, vectors)
         return [T.reinterpret(f"{self.idiom.storage}x16", word) for word in words]
 
-    def multiply_accumulate(self, acc: Any, activations: Any, weights: Any) -> Any:
-        """One instruction."""
-        factors = (weights, activations) if self.weights_first else (activations, weights)
-        return llvm("int32x4", self.intrinsic, acc, *factors)
+    def multiply_accumulate(
+        self, acc: Any, activations: Sequence[Any], weights: Sequence[Any]
+    ) -> Any:
+        """One instruction a step."""
+        for a, w in zip(activations, weights, strict=True):
+            factors = (w, a) if self.weights_first else (a, w)
+            acc = llvm("int32x4", self.intrinsic, acc, *factors)
+        return acc

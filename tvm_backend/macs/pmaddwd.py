@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +45,13 @@ class Pmaddwd:
         words = interleave_quads([rows[0], zeros, rows[1], zeros], self.idiom.lanes, vectors)
         return [T.reinterpret(f"int16x{self._pairs}", word) for word in words]
 
-    def multiply_accumulate(self, acc: Any, activations: Any, weights: Any) -> Any:
-        """`pmaddwd` and `paddd`."""
-        return acc + llvm(f"int32x{self.idiom.lanes}", self.intrinsic, activations, weights)
+    def multiply_accumulate(
+        self, acc: Any, activations: Sequence[Any], weights: Sequence[Any]
+    ) -> Any:
+        """`pmaddwd` and `paddd` a step."""
+        for a, w in zip(activations, weights, strict=True):
+            acc = acc + llvm(f"int32x{self.idiom.lanes}", self.intrinsic, a, w)
+        return acc
 
     @property
     def _pairs(self) -> int:

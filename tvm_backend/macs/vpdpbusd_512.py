@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,10 @@ class Vpdpbusd512:
         words = interleave_quads(rows, 16, vectors)
         return [T.reinterpret("uint8x64", word) for word in words]
 
-    def multiply_accumulate(self, acc: Any, activations: Any, weights: Any) -> Any:
-        """One instruction."""
-        return llvm("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, activations, weights)
+    def multiply_accumulate(
+        self, acc: Any, activations: Sequence[Any], weights: Sequence[Any]
+    ) -> Any:
+        """One instruction a step."""
+        for a, w in zip(activations, weights, strict=True):
+            acc = llvm("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, a, w)
+        return acc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,10 @@ class Widen:
         )
         return [T.cast(part, "int32x4") for part in parts]
 
-    def multiply_accumulate(self, acc: Any, activations: Any, weights: Any) -> Any:
-        """A multiplication and an addition."""
-        return acc + activations * weights
+    def multiply_accumulate(
+        self, acc: Any, activations: Sequence[Any], weights: Sequence[Any]
+    ) -> Any:
+        """A multiplication and an addition a step."""
+        for a, w in zip(activations, weights, strict=True):
+            acc = acc + a * w
+        return acc

@@ -6,6 +6,7 @@ factors are sign-extended and picks `smlal`, `pmuldq` and the like.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +46,13 @@ class WidenS16:
         )
         return [T.cast(part, self._vector) for part in parts]
 
-    def multiply_accumulate(self, acc: Any, activations: Any, weights: Any) -> Any:
-        """A multiplication and an addition."""
-        return acc + activations * weights
+    def multiply_accumulate(
+        self, acc: Any, activations: Sequence[Any], weights: Sequence[Any]
+    ) -> Any:
+        """A multiplication and an addition a step."""
+        for a, w in zip(activations, weights, strict=True):
+            acc = acc + a * w
+        return acc
 
 
 def widen(mac: MacIdiom, accumulator: str) -> WidenS16:

@@ -35,6 +35,22 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """A tile and what the cost model expects of it.
+
+    Attributes:
+        cycles: Of the whole layer.
+        tile: The tile.
+    """
+
+    cycles: float
+    tile: Tile
+
+
+NEVER = Plan(float("inf"), Tile(1, 1, 1, pixels_first=True))
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """A range covered by equal steps: `first + i * step` for `i < count`."""
 
@@ -56,29 +72,51 @@ class MacCost:
 
     Attributes:
         instructions: Arithmetic instructions of one multiply-accumulate.
-        conversions: Arithmetic instructions to widen one operand vector after its load.
+        conversions: Arithmetic instructions to widen a weight vector and an activation after
+            their loads, or that cannot start because of it on cores with one pipe for both.
         temporaries: Registers for intermediate products.
         held_steps: Steps whose activations one register holds; 1 if they are loaded when used.
+        finish: Cycles to requantize and store one vector, alone and as one of 2 and of 4.
     """
 
-    instructions: int = 2
-    conversions: int = 0
+    instructions: float = 2
+    conversions: tuple[int, int] = (0, 0)
     temporaries: int = 1
     held_steps: int = 1
+    finish: tuple[float, float, float] = (4, 4, 4)
 
 
+_FINISH_256 = (5.0, 3.5, 2.0)
+_CHAIN_INSTRUCTIONS = {4: 1.65, 2: 1.75, 1: 2.1}  # measured, a multiplication counted as 1
 _COSTS = {
+    **{
+        idiom: MacCost(_CHAIN_INSTRUCTIONS[idiom.chain], temporaries=2, finish=_FINISH_256)
+        for idiom in (*idioms.PMADDUBSW_256, *idioms.PMADDUBSW_512)
+    },
     idioms.VPDPBUSD_512: MacCost(instructions=1, temporaries=0),
-    idioms.PMADDWD_512: MacCost(conversions=1),
-    idioms.PMADDWD_256: MacCost(conversions=1),
+    idioms.PMADDWD_512: MacCost(1.6, conversions=(1, 1)),
+    # Measured: widening a weight vector is part of its load and costs nothing.
+    idioms.PMADDWD_256: MacCost(1.6, conversions=(0, 1), finish=_FINISH_256),
+    **{
+        idiom: MacCost(1 + 1 / max(idiom.chain, 1), conversions=(1, 1), temporaries=3)
+        for idiom in (
+            idioms.SMULL_SADALP,
+            *idioms.SMLAL_SADALP,
+            idioms.VMULL_VPADAL,
+            *idioms.VMLAL_VPADAL,
+        )
+    },
     idioms.SDOT: MacCost(instructions=1, temporaries=0, held_steps=4),
     idioms.USDOT: MacCost(instructions=1, temporaries=0, held_steps=4),
 }
+_SINGLE_STEP = _CHAIN_INSTRUCTIONS[1]
 LATENCY = 5  # cycles of a multiply-accumulate
 PER_CYCLE = 2  # arithmetic instructions, and loads, started in a cycle
 TILE_OVERHEAD = 12  # cycles to start a tile
-FINISH = 4  # cycles to requantize and store one vector
+REST_OVERHEAD = 6  # cycles of an extra step besides its arithmetic
+REST_START = 24  # cycles of a tile's loop over extra steps: its length is hard to predict
 WEIGHTS_IN_CACHE = 1 << 19  # bytes of weights that are cheap to stream again for each pixel tile
+STREAMED_BYTES = 20  # bytes a cycle of larger weights that a single pixel reads once
 LARGEST_ROW_BLOCK = 8  # vectors of a tile of one pixel: enough to hide the latency
 SPREAD_ROWS = 4  # fewer tile rows than these are not worth spreading over threads
 
@@ -87,11 +125,14 @@ def _fits(mac: MacIdiom, pixels: int, vectors: int) -> bool:
     """Accumulators, operands and temporaries fit the registers."""
     cost = _COSTS.get(mac, MacCost())
     # Held activations: every pixel has a register, and weights pass through one after the other.
-    operands = pixels if cost.held_steps > 1 or pixels == 1 else vectors
+    held = min(max(mac.chain, 1), 3)  # weight vectors of a chain that stay in registers
+    operands = pixels if cost.held_steps > 1 or pixels == 1 else vectors * held
     return pixels * vectors + operands + 1 + cost.temporaries <= mac.registers
 
 
-def _cycles(mac: MacIdiom, pixels: int, vectors: int, steps: int, shared: bool) -> float:
+def _cycles(
+    mac: MacIdiom, pixels: int, vectors: int, steps: int, shared: bool, rest: float, streamed: bool
+) -> float:
     """Cycles of one tile.
 
     Args:
@@ -100,13 +141,23 @@ def _cycles(mac: MacIdiom, pixels: int, vectors: int, steps: int, shared: bool) 
         vectors: Vectors of channels.
         steps: Reduction steps.
         shared: All vectors multiply the same activations.
+        rest: Share of a vector's steps that need an extra one.
+        streamed: Weights come from memory.
     """
     cost = _COSTS.get(mac, MacCost())
     dots = pixels * vectors
-    loads = vectors + (pixels if shared else dots) / cost.held_steps
-    arithmetic = dots * cost.instructions + loads * cost.conversions
-    step = max(arithmetic / PER_CYCLE, loads / PER_CYCLE, LATENCY)
-    return steps * step + dots * FINISH + TILE_OVERHEAD
+    activations = (pixels if shared else dots) / cost.held_steps
+    loads = vectors + activations
+    conversions = vectors * cost.conversions[0] + activations * cost.conversions[1]
+    arithmetic = dots * cost.instructions + conversions
+    traffic = vectors * mac.lanes * mac.reduction / STREAMED_BYTES if streamed else 0
+    step = max(arithmetic / PER_CYCLE, loads / PER_CYCLE, LATENCY, traffic)
+    extra = 1 - (1 - rest) ** vectors  # a step is repeated for all vectors of a block
+    single = max(dots * _SINGLE_STEP / PER_CYCLE, LATENCY, traffic) + REST_OVERHEAD
+    fours, twos, ones = vectors // 4, vectors % 4 // 2, vectors % 2
+    finish = 4 * fours * cost.finish[2] + 2 * twos * cost.finish[1] + ones * cost.finish[0]
+    overhead = TILE_OVERHEAD + (REST_START if rest else 0)
+    return steps * (step + extra * single) + pixels * finish + overhead
 
 
 def _candidates(mac: MacIdiom, rows: int, cols: int, vectors: int) -> list[tuple[int, int, int]]:
@@ -121,9 +172,10 @@ def _candidates(mac: MacIdiom, rows: int, cols: int, vectors: int) -> list[tuple
 
 
 @lru_cache(maxsize=4096)
-def choose_tile(
-    mac: MacIdiom, rows: int, cols: int, vectors: int, steps: int, shared: bool = True
-) -> Tile:
+def plan_tile(
+    mac: MacIdiom, rows: int, cols: int, vectors: int, steps: int, shared: bool = True,
+    rest: float = 0.0,
+) -> Plan:  # fmt: skip
     """The cheapest tile by the cost model; ties go to fewer rows, then more vectors.
 
     Args:
@@ -133,22 +185,27 @@ def choose_tile(
         vectors: Vectors of output channels.
         steps: Reduction steps of one output.
         shared: Whether all vectors multiply the same activations (not so in grouped layers).
+        rest: Share of a vector's steps that need an extra one.
     """
+    weights = vectors * mac.lanes * mac.reduction * steps
+    streamed = rows * cols == 1 and weights > WEIGHTS_IN_CACHE
 
     def cost(tile: tuple[int, int, int]) -> tuple[float, int, int]:
         th, tw, nb = tile
         total = sum(
-            r.count * c.count * v.count * _cycles(mac, r.step * c.step, v.step, steps, shared)
+            r.count
+            * c.count
+            * v.count
+            * _cycles(mac, r.step * c.step, v.step, steps, shared, rest, streamed)
             for r in split(rows, th)
             for c in split(cols, tw)
             for v in split(vectors, nb)
         )
         return total, th, -nb
 
-    th, tw, nb = min(_candidates(mac, rows, cols, vectors), key=cost)
-    weights = vectors * mac.lanes * mac.reduction * steps
+    th, tw, nb = best = min(_candidates(mac, rows, cols, vectors), key=cost)
     pixels_first = weights <= WEIGHTS_IN_CACHE and rows // th >= SPREAD_ROWS
-    return Tile(th, tw, nb, pixels_first)
+    return Plan(cost(best)[0], Tile(th, tw, nb, pixels_first))
 
 
 def choose_depthwise_tile(mac: MacIdiom, cols: int, vectors: int) -> Tile:

@@ -1,0 +1,132 @@
+"""Requantization of 8-bit codes on vectors of int16: twice as many lanes as in int32.
+
+A difference of two codes has 9 bits, so shifting it is exact in int16 (after saturation), and the
+rest of the requantization is defined in int16 anyway. The steps are those of the output stage of
+convolutions (`epilogue.py`), as are the instructions (`epilogue_isa.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fxquant.numerics.width import WIDTH_8
+from fxquant.targets import Target
+from tvm_backend.emit.epilogue_isa import EpilogueIsa, epilogue_isa
+from tvm_backend.emit.requant import Grid
+from tvm_backend.macs.vector import constant, llvm
+from tvm_backend.tvm_api import T
+
+_CODE_SHIFTS = 7  # 255 << 7 fits int16
+
+
+def saturating_add(a: Any, b: Any, lanes: int) -> Any:
+    """int16 addition that saturates."""
+    return llvm(f"int16x{lanes}", f"llvm.sadd.sat.v{lanes}i16", a, b)
+
+
+def scale_difference(isa: EpilogueIsa, value: Any, multiplier: Any, shift: int, lanes: int) -> Any:
+    """`scale_accumulator` of a difference of 8-bit codes.
+
+    Args:
+        isa: The int16 instructions.
+        value: int16 vector.
+        multiplier: m, an int16 vector.
+        shift: s.
+        lanes: Lanes of the vectors.
+    """
+    if shift > 0:
+        # From 9 bits on everything rounds to 0: half <= value + half < 2 * half.
+        shift = min(shift, 10)
+        value = value + constant(1 << (shift - 1), "int16", lanes)
+        value = T.shift_right(value, constant(shift, "int16", lanes))
+    elif shift < 0:
+        exact = min(-shift, _CODE_SHIFTS)
+        value = T.shift_left(value, constant(exact, "int16", lanes))
+        for _ in range(-shift - exact):
+            value = T.Bind(saturating_add(value, value, lanes))  # saturating doubling
+    return isa.multiply_high(value, multiplier, lanes)
+
+
+@dataclass(frozen=True, slots=True)
+class CodeScale:
+    """Requantization of one operand.
+
+    Attributes:
+        zero_point: Stored zero point.
+        multiplier: m.
+        shift: s.
+    """
+
+    zero_point: int
+    multiplier: int
+    shift: int
+
+    def apply(self, isa: EpilogueIsa, codes: Any, lanes: int) -> Any:
+        """int16 vector of stored codes -> scaled values."""
+        difference = codes - constant(self.zero_point, "int16", lanes)
+        multiplier = constant(self.multiplier, "int16", lanes)
+        return scale_difference(isa, difference, multiplier, self.shift, lanes)
+
+
+@dataclass(frozen=True, slots=True)
+class WordRequant:
+    """8-bit codes of one or more operands to codes of one grid.
+
+    Attributes:
+        isa: The int16 instructions.
+        operands: One scale an operand; scaled values are added.
+        grid: Grid of the result, stored.
+        dtype: Storage of operands and result.
+    """
+
+    isa: EpilogueIsa
+    operands: tuple[CodeScale, ...]
+    grid: Grid
+    dtype: str
+
+    @staticmethod
+    def of(
+        target: Target, operands: Sequence[CodeScale], grid: Grid, dtypes: Sequence[str]
+    ) -> WordRequant | None:
+        """The requantization, or None where the codes have not the target's 8-bit storage."""
+        if grid.width is not WIDTH_8 or set(dtypes) != {target.mac.storage}:
+            return None
+        return WordRequant(epilogue_isa(target), tuple(operands), grid, dtypes[0])
+
+    def chunks(self) -> tuple[int, ...]:
+        """Numbers of codes that can be done together, largest first."""
+        return tuple(n * self.isa.lanes for n in self.isa.chunk_sizes(natural=False))
+
+    def apply(self, codes: Sequence[Any], count: int) -> Any:
+        """Stored codes of every operand -> stored codes.
+
+        Args:
+            codes: One vector of `count` codes an operand.
+            count: One of `chunks()`.
+        """
+        isa, vectors = self.isa, count // self.isa.lanes
+        lanes = isa.int16_lanes(vectors)
+        halves = [isa.unpack(T.Bind(vector), vectors) for vector in codes]
+        parts = [self._part([half[i] for half in halves], lanes) for i in range(len(halves[0]))]
+        return self._clip(isa.narrow(parts, self.dtype, vectors), count)
+
+    def _part(self, words: Sequence[Any], lanes: int) -> Any:
+        pairs = zip(self.operands, words, strict=True)
+        total, *others = [scale.apply(self.isa, word, lanes) for scale, word in pairs]
+        for other in others:
+            total = saturating_add(total, other, lanes)
+        k = WIDTH_8.fraction_bits
+        rounding = constant((1 << (k - 1)) + (self.grid.zero_point << k), "int16", lanes)
+        total = saturating_add(total, rounding, lanes)
+        return T.shift_right(total, constant(k, "int16", lanes))
+
+    def _clip(self, result: Any, count: int) -> Any:
+        """Clip bounds that the storage type does not enforce."""
+        low, high = (0, 255) if self.dtype == "uint8" else (-128, 127)
+        if self.grid.qmin > low:
+            result = T.max(result, constant(self.grid.qmin, self.dtype, count))
+        if self.grid.qmax < high:
+            result = T.min(result, constant(self.grid.qmax, self.dtype, count))
+        return result
