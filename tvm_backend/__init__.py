@@ -38,10 +38,11 @@ def compile(
     Args:
         quantized: Result of `fxquant.convert`, or an INTEGER graph.
         target: A constant of `fxquant.targets`; by default what suits this machine.
-        threads: Threads that parallel loops use; by default all processors.
+        threads: Threads that parallel loops use; by default one a physical core.
         progress: Show a progress bar.
 
     Raises:
+        ConfigError: `quantized` is no quantized network, or `threads` is no number of threads.
         UnsupportedError: Some operators cannot be compiled; the message lists all.
         TargetError: LLVM does not know the target.
     """

@@ -17,7 +17,7 @@ import numpy as np
 from fxquant.errors import TargetError
 from tvm_backend.call import Value
 from tvm_backend.devices import llvm_target
-from tvm_backend.float_island import add_island
+from tvm_backend.float_island import Islands
 from tvm_backend.kernel import Abi
 from tvm_backend.program import Island, Program, Step, leaves
 from tvm_backend.tvm_api import PASS_CONFIG, relax, tvm
@@ -82,11 +82,8 @@ def _module(program: Program, progress: Callable[[str], None]) -> Any:
     for name, kernel in program.kernels.items():
         progress(name)
         kernels[name] = builder.add_func(kernel.build(Abi.PACKED), name)
-    islands = {
-        step.name: add_island(builder, step, program)
-        for step in program.steps
-        if isinstance(step, Island)
-    }
+    islands = Islands(builder, program)
+    functions = {step.name: islands.add(step) for step in program.steps if isinstance(step, Island)}
     parameters = {
         name: relax.Var(name, _tensor_type(program.values[name])) for name in program.inputs
     }
@@ -98,7 +95,7 @@ def _module(program: Program, progress: Callable[[str], None]) -> Any:
                 if isinstance(step, Step):
                     held[step.output] = builder.emit(_kernel_call(step, kernels, held))
                 else:
-                    _emit_island(builder, step, islands[step.name], program, held)
+                    _emit_island(builder, step, functions[step.name], program, held)
             result = builder.emit_output(
                 relax.Tuple([held[name] for name in leaves(program.outputs)])
             )
@@ -124,15 +121,21 @@ def _kernel_call(step: Step, kernels: dict[str, Any], held: dict[str, Any]) -> A
 
 
 def _emit_island(
-    builder: Any, island: Island, function: Any, program: Program, held: dict[str, Any]
+    builder: Any,
+    island: Island,
+    function: tuple[Any, list[np.ndarray]],
+    program: Program,
+    held: dict[str, Any],
 ) -> None:
     """Flat buffers -> tensors -> the island -> flat buffers; the reshapes copy nothing."""
+    variable, constants = function
     shapes = [program.values[name].shape for name in island.inputs]
     arguments = [
         builder.emit(relax.op.reshape(held[name], shape))
         for name, shape in zip(island.inputs, shapes, strict=True)
     ]
-    results = builder.emit(relax.Call(function, arguments))
+    arguments += [_constant(array) for array in constants]
+    results = builder.emit(relax.Call(variable, arguments))
     for i, name in enumerate(island.outputs):
         result = builder.emit(relax.TupleGetItem(results, i))
         held[name] = builder.emit(

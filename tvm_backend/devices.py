@@ -28,12 +28,20 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(lines[0].split()) if lines else frozenset()
 
 
+def _machine() -> str:
+    return _ARCHITECTURES.get(platform.machine().lower(), platform.machine())
+
+
+def same_architecture(target: Target) -> bool:
+    """Whether a target's triple, if it has one, names this machine's instruction set."""
+    return target.triple.split("-")[0] in ("", _machine())
+
+
 def missing_features(target: Target) -> tuple[str, ...]:
     """What this machine lacks to run a target; empty if it can run it."""
-    machine = _ARCHITECTURES.get(platform.machine().lower(), platform.machine())
-    architecture = target.triple.split("-")[0]
-    if architecture and architecture != machine:
-        return (f"the {architecture} instruction set (this machine is {machine})",)
+    if not same_architecture(target):
+        architecture = target.triple.split("-")[0]
+        return (f"the {architecture} instruction set (this machine is {_machine()})",)
     return tuple(flag for flag in target.requires if flag not in cpu_flags())
 
 

@@ -1,14 +1,25 @@
-"""Float islands: exported by torch, imported and compiled by Relax."""
+"""Float islands: exported by torch, imported and compiled by Relax; equal ones once.
+
+The blocks of a transformer are alike but for their weights, so weights of at most one axis (those
+of normalizations, biases) become arguments of the island's function. Larger ones stay inside,
+where what only depends on them is computed at compile time.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 from fxquant.errors import UnsupportedError
+from tvm_backend.graph_view import tensor_of
 from tvm_backend.program import Island, Program
 from tvm_backend.tvm_api import from_exported_program, relax, tvm
 
@@ -22,27 +33,109 @@ _PASSES = (
 )
 
 
-def add_island(builder: Any, island: Island, program: Program) -> Any:
-    """Compile an island into the module under construction; returns its global variable.
+class Islands:
+    """Functions of the islands of a module under construction.
 
-    Raises:
-        UnsupportedError: An operator cannot be exported or imported.
+    Args:
+        builder: Builds the module.
+        program: The network.
     """
-    module = _import(island, program)
-    with tvm.transform.PassContext(opt_level=3):
-        module = tvm.transform.Sequential(list(_PASSES))(module)
-    return _merge(builder, module, island.name)
+
+    def __init__(self, builder: Any, program: Program) -> None:
+        self._builder, self._program = builder, program
+        self._made: dict[str, Any] = {}
+
+    def add(self, island: Island) -> tuple[Any, list[np.ndarray]]:
+        """Compile an island, unless an equal one is there.
+
+        Returns:
+            The global variable of its function, and constants to pass after the inputs.
+
+        Raises:
+            UnsupportedError: An operator cannot be exported or imported.
+        """
+        name = symbol(island, self._program)
+        module, constants = lift_constants(island.module)
+        if name not in self._made:
+            inputs = (*_examples(island, self._program), *constants)
+            imported = _import(island, module, inputs)
+            with tvm.transform.PassContext(opt_level=3):
+                imported = tvm.transform.Sequential(list(_PASSES))(imported)
+            self._made[name] = _merge(self._builder, imported, name)
+        return self._made[name], [c.numpy() for c in constants]
 
 
-def _import(island: Island, program: Program) -> Any:
-    examples = tuple(
-        torch.zeros(program.values[n].shape, dtype=getattr(torch, program.values[n].storage.dtype))
-        for n in island.inputs
-    )
+def symbol(island: Island, program: Program) -> str:
+    """Name of an island's function; islands that compute the same have one."""
+    module, constants = lift_constants(island.module)
+    return f"float_{structure(module, [*_examples(island, program), *constants])}"
+
+
+def _examples(island: Island, program: Program) -> list[Tensor]:
+    values = [program.values[n] for n in island.inputs]
+    return [torch.zeros(v.shape, dtype=getattr(torch, v.storage.dtype)) for v in values]
+
+
+def lift_constants(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """A module that takes its small float constants as inputs after its own, and their values."""
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    constants: list[Tensor] = []
+    nodes = list(module.graph.nodes)
+    for node in nodes:
+        if node.op == "placeholder":
+            copies[node] = graph.node_copy(node)
+    for node in nodes:
+        if node.op == "get_attr" and _small(tensor_of(module, node)):
+            constants.append(tensor_of(module, node))
+            copies[node] = graph.placeholder(f"constant{len(constants)}")
+    for node in nodes:
+        if node not in copies:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    return GraphModule(module, graph), constants
+
+
+def _small(constant: Tensor) -> bool:
+    return constant.ndim <= 1 and constant.dtype == torch.float32
+
+
+def structure(module: GraphModule, inputs: list[Tensor]) -> str:
+    """A digest, equal for modules that compute the same function of such inputs."""
+    number = {node: i for i, node in enumerate(module.graph.nodes)}
+    modules = dict(module.named_modules())
+    digest = hashlib.sha256(repr([(tuple(x.shape), x.dtype) for x in inputs]).encode())
+    for node in module.graph.nodes:
+        what = ""
+        if node.op == "call_function":
+            what = f"{node.target.__module__}.{node.target.__qualname__}"
+        elif node.op == "call_method":
+            what = str(node.target)
+        elif node.op == "call_module":
+            what = str(id(modules[str(node.target)]))
+        elif node.op == "get_attr":
+            tensor = tensor_of(module, node)
+            what = f"{tuple(tensor.shape)}, {tensor.dtype}"
+            digest.update(tensor.contiguous().numpy().tobytes())
+        arguments = map_arg((node.args, node.kwargs), lambda n: _Operand(number[n]))  # type: ignore[arg-type]
+        digest.update(f"{node.op} {what} {arguments}\n".encode())
+    return digest.hexdigest()[:10]
+
+
+class _Operand:
+    """Stands for a node among the arguments of another."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __repr__(self) -> str:
+        return f"%{self.number}"
+
+
+def _import(island: Island, module: GraphModule, examples: tuple[Tensor, ...]) -> Any:
     try:
         with warnings.catch_warnings():  # torch's exporter warns about its own internals
             warnings.simplefilter("ignore")
-            exported = torch.export.export(island.module.eval(), examples)
+            exported = torch.export.export(module.eval(), examples)
             return from_exported_program(exported)  # decomposes by itself
     except Exception as error:  # the importers raise anything from AssertionError to KeyError
         operators = sorted({_name(node) for node in island.module.graph.nodes if _name(node)})

@@ -19,6 +19,7 @@ from torch.fx.node import map_arg
 from fxquant.targets import Target
 from tvm_backend.call import Call, Value, offsets
 from tvm_backend.emit.axis_map import axis_map_kernel, identity
+from tvm_backend.emit.border import float_border
 from tvm_backend.emit.table import EMIT, MOVES
 from tvm_backend.graph_view import bind, complete_shapes, fold_constants, nodes_in, shape_of
 from tvm_backend.islands import IslandNodes, island_module, island_nodes, partition
@@ -26,7 +27,7 @@ from tvm_backend.kernel import Kernel
 from tvm_backend.layout import Flat
 from tvm_backend.layouts import assign, flat
 from tvm_backend.legalize import legalize
-from tvm_backend.program import Island, Program, Step, plain_containers
+from tvm_backend.program import FloatBorder, Island, Program, Step, plain_containers
 
 # Arguments of reference operators that are activations; all others are parameters.
 _ACTIVATIONS = ("x", "a", "b", "acc", "tensors", "residual")
@@ -63,6 +64,7 @@ class _Lowering:
         self.steps: list[Step | Island] = []
         self.values: dict[str, Value] = {}
         self.constants: dict[str, np.ndarray] = {}
+        self.borders: dict[str, FloatBorder] = {}
         self.owner: dict[Node, str] = {}  # the value that holds a node's elements
         self.inside = {n for island in self.islands for n in island.nodes}
         self.made = {n: i for i in self.islands for n in i.outputs}
@@ -91,7 +93,7 @@ class _Lowering:
         outputs = map_arg(results, self._result)
         return Program(
             self.target, tuple(self.steps), self.values, self.constants,
-            tuple(n.name for n in inputs), plain_containers(outputs), shapes,
+            tuple(n.name for n in inputs), plain_containers(outputs), shapes, self.borders,
         )  # fmt: skip
 
     def _ordered(self, nodes: list[Node]) -> list[Node | IslandNodes]:
@@ -149,12 +151,17 @@ class _Lowering:
             return
         call = Call(node.name, tuple(inputs), tensors, numbers, output, self.target)
         kernels = EMIT[node.target](call)  # type: ignore[index]
-        self._append(node, kernels, tuple(self._owner_name(n) for n in operands), output)
+        border = float_border(call, node.target)
+        if border is not None:
+            self.borders[output.name] = border
+        weights = tensors["weight"].size if "weight" in tensors else 0
+        self._append(node, kernels, tuple(self._owner_name(n) for n in operands), output, weights)
 
     def _append(
-        self, node: Node, kernels: tuple[Kernel, ...], inputs: tuple[str, ...], output: Value
-    ) -> None:
-        """Add a chain of kernels."""
+        self, node: Node, kernels: tuple[Kernel, ...], inputs: tuple[str, ...], output: Value,
+        weights: int = 0,
+    ) -> None:  # fmt: skip
+        """Add a chain of kernels, the last of which holds the weights."""
         for i, kernel in enumerate(kernels[:-1]):
             name = f"{node.name}_part{i}"
             self.values[name] = Value(name, (kernel.output.size,), kernel.output)
@@ -162,7 +169,7 @@ class _Lowering:
             inputs = (name, *inputs[1:])
         kernel = kernels[-1]
         inputs = inputs[: len(kernel.inputs)]
-        self.steps.append(Step(node.name, kernel, inputs, output.name))
+        self.steps.append(Step(node.name, kernel, inputs, output.name, weights))
         self._own(node, output)
 
     def _owner_name(self, node: Node) -> str:

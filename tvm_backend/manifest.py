@@ -11,10 +11,14 @@ from typing import Any
 
 from fxquant.errors import FileFormatError, FxQuantError
 from fxquant.targets import Target, idioms
+from tvm_backend.program import leaves
 from tvm_backend.signature import Signature, TensorSpec
 
 FORMAT_VERSION = 1
 LIBRARY, MANIFEST = "net.so", "manifest.json"
+RELAX, STANDALONE = "relax", "standalone"  # forms of an exported network
+_LARGEST_FILE = 16 << 20  # bytes
+_LARGEST_RANK, _LARGEST_SIZE = 8, 1 << 31
 _DTYPES = ("float32", "int32", "int64", "uint8", "uint16")
 
 
@@ -53,9 +57,10 @@ class Manifest:
         """Write the file."""
         record = {
             "format_version": FORMAT_VERSION,
-            "target": _encode_target(self.target),
-            "inputs": [_encode_spec(spec) for spec in self.signature.inputs],
-            "outputs": [_encode_spec(spec) for spec in self.signature.outputs],
+            "form": RELAX,
+            "target": encode_target(self.target),
+            "inputs": [encode_spec(spec) for spec in self.signature.inputs],
+            "outputs": [encode_spec(spec) for spec in self.signature.outputs],
             "structure": _encode_tree(self.signature.structure),
             "kernels": dict(self.summary.kernels),
             "memory_bytes": self.summary.memory_bytes,
@@ -73,22 +78,25 @@ class Manifest:
         """
         path = folder / MANIFEST
         record = _read_json(path)
+        if record.get("form", RELAX) != RELAX:
+            raise FileFormatError(
+                f"{folder} holds a {record['form']} library",
+                why="it is for C programs; Python loads what export writes by default",
+                remedy=f"export with form={RELAX!r}, or see the header in that folder",
+            )
         try:
             return Manifest(
                 _decode_target(record["target"]),
-                Signature(
-                    tuple(_decode_spec(spec) for spec in record["inputs"]),
-                    tuple(_decode_spec(spec) for spec in record["outputs"]),
-                    _decode_tree(record["structure"]),
-                ),
+                _decode_signature(record),
                 Summary(
-                    {str(name): int(count) for name, count in record["kernels"].items()},
-                    int(record["memory_bytes"]),
-                    int(record["weight_bytes"]),
+                    {str(name): _count(count) for name, count in record["kernels"].items()},
+                    _count(record["memory_bytes"]),
+                    _count(record["weight_bytes"]),
                 ),
                 str(record["sha256"][LIBRARY]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, FxQuantError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError,
+                FxQuantError) as error:  # fmt: skip
             raise damaged(path, f"{type(error).__name__}: {error}") from error
 
 
@@ -105,6 +113,8 @@ def damaged(path: Path, why: str) -> FileFormatError:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise damaged(path, f"it has {path.stat().st_size} bytes")
         record = json.loads(path.read_text())
     except OSError as error:
         raise damaged(path, str(error)) from error
@@ -121,15 +131,33 @@ def _read_json(path: Path) -> dict[str, Any]:
     return record
 
 
-def _encode_spec(spec: TensorSpec) -> dict[str, Any]:
+def encode_spec(spec: TensorSpec) -> dict[str, Any]:
+    """A tensor as JSON values."""
     return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
 
 
 def _decode_spec(record: dict[str, Any]) -> TensorSpec:
-    shape = tuple(int(d) for d in record["shape"])
-    if record["dtype"] not in _DTYPES or min((*shape, 1)) < 1:
-        raise ValueError(f"invalid tensor {record}")
-    return TensorSpec(str(record["name"]), shape, record["dtype"])
+    shape = record["shape"]
+    sizes = isinstance(shape, list) and len(shape) <= _LARGEST_RANK and all(
+        type(d) is int and 1 <= d < _LARGEST_SIZE for d in shape
+    )  # fmt: skip
+    if record["dtype"] not in _DTYPES or not sizes:
+        raise ValueError(f"invalid tensor {str(record)[:200]}")
+    return TensorSpec(str(record["name"]), tuple(shape), record["dtype"])
+
+
+def _decode_signature(record: dict[str, Any]) -> Signature:
+    inputs, outputs = (tuple(map(_decode_spec, record[key])) for key in ("inputs", "outputs"))
+    structure = _decode_tree(record["structure"])
+    if len(leaves(structure)) != len(outputs):
+        raise ValueError(f"{len(outputs)} outputs, {len(leaves(structure))} places for them")
+    return Signature(inputs, outputs, structure)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
 
 
 def _encode_tree(tree: Any) -> dict[str, Any]:
@@ -157,11 +185,13 @@ def _decode_tree(record: dict[str, Any]) -> Any:
             raise ValueError(f"unknown container {kind!r}")
 
 
-def _encode_target(target: Target) -> dict[str, Any]:
+def encode_target(target: Target) -> dict[str, Any]:
+    """A target as JSON values."""
     return {
         "name": target.name,
         "llvm": [[key, list(v) if isinstance(v, tuple) else v] for key, v in target.llvm],
         "mac": target.mac.name,
+        "chains": [idiom.name for idiom in target.chains],
         "vector_bits": target.vector_bits,
         "requires": list(target.requires),
         "emulator": target.emulator,
@@ -171,11 +201,14 @@ def _encode_target(target: Target) -> dict[str, Any]:
 
 def _decode_target(record: dict[str, Any]) -> Target:
     llvm = tuple((k, tuple(v) if isinstance(v, list) else str(v)) for k, v in record["llvm"])
-    mac = next((m for m in idioms.ALL if m.name == record["mac"]), None)
-    if mac is None:
-        raise ValueError(f"unknown multiply-accumulate idiom {record['mac']!r}")
+    known = {idiom.name: idiom for idiom in idioms.ALL}
+    names = [str(name) for name in (record["mac"], *record["chains"])]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"unknown multiply-accumulate idiom {unknown[0]!r}")
+    mac, *chains = (known[name] for name in names)
     requires = tuple(str(flag) for flag in record["requires"])
     return Target(
         str(record["name"]), llvm, mac, int(record["vector_bits"]), requires,
-        str(record["emulator"]), str(record["compiler"]),
+        str(record["emulator"]), str(record["compiler"]), tuple(chains),
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,14 @@ class Step:
         kernel: The kernel.
         inputs: Names of the values it reads.
         output: Name of the value it makes.
+        weights: Weight codes among the kernel's constants, without the padding of their packing.
     """
 
     node: str
     kernel: Kernel
     inputs: tuple[str, ...]
     output: str
+    weights: int = 0
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -55,6 +57,25 @@ class Island:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class FloatBorder:
+    """How one quantize or dequantize kernel relates codes to floats: `scale * (code - zero_point)`.
+
+    Attributes:
+        scale: float32 `[C]`, or `[1]` for all elements.
+        stride: Elements from one channel to the next, in torch's order; 1 with one scale.
+        zero_point: Code of 0.0; 0 for accumulators.
+        bounds: Least and largest code; None for accumulators.
+        clamped: Whether the kernel clamps the float result.
+    """
+
+    scale: np.ndarray
+    stride: int = 1
+    zero_point: int = 0
+    bounds: tuple[int, int] | None = None
+    clamped: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Program:
     """A lowered network.
 
@@ -66,6 +87,7 @@ class Program:
         inputs: Names of the network's inputs, in order.
         outputs: Names of the network's outputs, nested as the network returns them.
         shapes: Shape of every output leaf, in order; a view's differs from its value's.
+        borders: Of each quantize and dequantize kernel, by the value it makes.
     """
 
     target: Target
@@ -75,6 +97,7 @@ class Program:
     inputs: tuple[str, ...]
     outputs: Any
     shapes: tuple[tuple[int, ...], ...]
+    borders: Mapping[str, FloatBorder] = field(default_factory=dict)
 
     @property
     def kernels(self) -> dict[str, Kernel]:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,35 @@ from fxquant.targets import Target
 from tvm_backend import artefact
 from tvm_backend.build import Built, build
 from tvm_backend.devices import missing_features
-from tvm_backend.manifest import Summary
+from tvm_backend.manifest import RELAX, STANDALONE, Summary
+from tvm_backend.profile import KernelTiming, PlacedValue, memory_map, time_kernels
 from tvm_backend.program import Program
 from tvm_backend.signature import Array, Signature, as_tensor
-from tvm_backend.standalone import Standalone, build_standalone
+from tvm_backend.standalone import DEFAULT_NAME, Standalone, export_standalone
 from tvm_backend.threads import check_threads, use_threads
 from tvm_backend.tvm_api import relax, tvm
 
 _ALIGNMENT = 64  # bytes; what compiled functions may assume
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes a network occupies while it runs, without code and Python.
+
+    Attributes:
+        weights: Weights, biases, tables.
+        intermediates: Values between kernels, as planned; those inside float islands included.
+        boundary: Inputs and outputs.
+    """
+
+    weights: int
+    intermediates: int
+    boundary: int
+
+    @property
+    def peak(self) -> int:
+        """All of it: nothing is given back before the end."""
+        return self.weights + self.intermediates + self.boundary
 
 
 class Compiled:
@@ -91,6 +113,13 @@ class Compiled:
             )  # fmt: skip
         return self._summary
 
+    @property
+    def memory(self) -> Memory:
+        """Bytes of one inference."""
+        summary, signature = self.summary, self.signature
+        boundary = sum(spec.nbytes for spec in (*signature.inputs, *signature.outputs))
+        return Memory(summary.weight_bytes, summary.memory_bytes, boundary)
+
     def __call__(self, *inputs: Array) -> Any:
         """Run the network.
 
@@ -105,14 +134,7 @@ class Compiled:
             ConfigError: An input is wrong.
             TargetError: This machine cannot run the target.
         """
-        missing = missing_features(self.target)
-        if missing:
-            raise TargetError(
-                f"this machine cannot run code for {self.target}",
-                why=f"it lacks {', '.join(missing)}",
-                remedy="use compiled.run_emulated(*inputs), or compile for "
-                "tvm_backend.host_target()",
-            )
+        self._check_machine()
         return self._run(inputs, self._call)
 
     def run_emulated(self, *inputs: Array) -> Any:
@@ -132,16 +154,85 @@ class Compiled:
                 )
             folder = tempfile.mkdtemp(prefix="fxquant-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            self._emulated = build_standalone(self._program, Path(folder))
+            self._emulated = export_standalone(self._program, Path(folder))
         return self._run(inputs, self._emulated.run)
 
-    def export(self, folder: str | Path) -> Path:
-        """Write `net.so` and `manifest.json`; returns the folder.
+    def memory_map(self) -> tuple[PlacedValue, ...]:
+        """Where the intermediate values of the standalone form lie, in execution order.
 
         Raises:
-            ConfigError: The network was loaded from files itself.
-            TargetError: The target's compiler is absent or fails.
+            ConfigError: The network was loaded from files.
         """
+        return memory_map(self._lowered("be looked into"))
+
+    def profile(self, *inputs: Array, rounds: int = 15) -> tuple[KernelTiming, ...]:
+        """Time every kernel on this machine, in execution order.
+
+        Args:
+            *inputs: One array of the compiled shape an input.
+            rounds: How often to run the network.
+
+        Raises:
+            ConfigError: An input is wrong, or the network was loaded from files.
+            TargetError: This machine cannot run the target.
+        """
+        program = self._lowered("be profiled")
+        self._check_machine()
+        tensors = [as_tensor(x, i) for i, x in enumerate(inputs)]
+        if self.signature.slices(tensors) != 1:
+            raise ConfigError(
+                "a profile is of one run of the network", remedy="pass inputs of the compiled batch"
+            )
+        use_threads(self.threads)
+        return time_kernels(program, self.executable, [_aligned(x) for x in tensors], rounds)
+
+    def _lowered(self, what: str) -> Program:
+        if self._program is None:
+            raise ConfigError(f"a loaded network cannot {what}", remedy="compile the network again")
+        return self._program
+
+    def _check_machine(self) -> None:
+        missing = missing_features(self.target)
+        if missing:
+            raise TargetError(
+                f"this machine cannot run code for {self.target}",
+                why=f"it lacks {', '.join(missing)}",
+                remedy="use compiled.run_emulated(*inputs), or compile for "
+                "tvm_backend.host_target()",
+            )
+
+    def export(
+        self, folder: str | Path, form: str = RELAX, *, name: str | None = None,
+        shared: bool = False,
+    ) -> Path:  # fmt: skip
+        """Write the network to files; returns the folder.
+
+        Args:
+            folder: Where to write; made if absent.
+            form: "relax" for `net.so` that `tvm_backend.load` reads; "standalone" for a C library
+                that needs neither Python nor TVM (see `tvm_backend/standalone/library.py`).
+            name: Name of a standalone library, a C identifier; by default "net".
+            shared: Also make `<name>.so` of a standalone library.
+
+        Raises:
+            ConfigError: The network was loaded from files itself, or an argument is wrong.
+            TargetError: The target's compiler is absent or fails.
+            UnsupportedError: The network has float islands and the form is "standalone".
+        """
+        if form == STANDALONE:
+            if self._program is None:
+                raise ConfigError(
+                    "a loaded network has no standalone form", remedy="compile the network again"
+                )
+            return export_standalone(
+                self._program, Path(folder), DEFAULT_NAME if name is None else name, shared
+            ).folder
+        if form != RELAX or name is not None or shared:
+            raise ConfigError(
+                f"export(form={form!r}, name={name!r}, shared={shared}) is not possible",
+                why="forms are 'relax' and 'standalone'; name and shared belong to 'standalone'",
+                remedy="use form='standalone'",
+            )
         executable = self.executable
         return artefact.write(Path(folder), executable, self.target, self.signature, self.summary)
 
@@ -186,7 +277,7 @@ def load(folder: str | Path, *, threads: int | None = None) -> Compiled:
 
     Args:
         folder: What `Compiled.export` wrote.
-        threads: Threads that parallel loops use; by default all processors.
+        threads: Threads that parallel loops use; by default one a physical core.
 
     Raises:
         FileFormatError: A file is absent, damaged or of a newer version.

@@ -132,6 +132,13 @@ def test_threads(net) -> None:
         tvm_backend.compile(graph, threads=0)
 
 
+def test_memory(compiled: tvm_backend.Compiled) -> None:
+    memory, signature = compiled.memory, compiled.signature
+    assert memory.boundary == sum(s.nbytes for s in (*signature.inputs, *signature.outputs))
+    assert memory.weights > 0 and memory.intermediates > 0
+    assert memory.peak == memory.weights + memory.intermediates + memory.boundary
+
+
 def test_export_and_load(compiled: tvm_backend.Compiled, net, tmp_path: Path) -> None:
     graph, x = net
     compiled.export(tmp_path)

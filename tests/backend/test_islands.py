@@ -12,6 +12,7 @@ from fxquant import targets
 from fxquant.errors import UnsupportedError
 from fxquant.numerics import reference
 from tests.backend.integer_nets import NetBuilder
+from tvm_backend import float_island
 from tvm_backend.lower import lower
 from tvm_backend.program import Island
 
@@ -100,6 +101,29 @@ def test_several_islands_export(tmp_path) -> None:
     compiled = tvm_backend.compile(graph)
     compiled.export(tmp_path)
     assert torch.equal(tvm_backend.load(tmp_path)(x), compiled(x))
+
+
+def test_equal_islands_are_compiled_once(monkeypatch) -> None:
+    imported: list[str] = []
+    original = float_island._import
+
+    def spy(island, module, examples):
+        imported.append(island.name)
+        return original(island, module, examples)
+
+    monkeypatch.setattr(float_island, "_import", spy)
+    for slope, expected in ((0.25, 1), (0.5, 2)):
+        torch.manual_seed(0)
+        net, x = NetBuilder(3), torch.randn(2, 6, 16)
+        value = net.input()
+        for i in range(3):
+            weight, bias = net.tensor(torch.randn(16)), net.tensor(torch.randn(16))
+            real = net.dequantize(net.quantize(value), 110)
+            real = net.call(F.layer_norm, real, (16,), weight, bias)
+            value = net.call(F.leaky_relu, real, slope if i == 2 else 0.25)
+        imported.clear()
+        check(net.finish(value, x), x)
+        assert len(imported) == expected
 
 
 def test_unknown_operators_are_named() -> None:
