@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 import fxquant
 from benchmarks import peers
-from benchmarks.models import input_shape, network
+from benchmarks.models import input_shape, network, quantize
 from fxquant.inspection import interleaved
 from fxquant.onnx import qdq_model
 
 ENGINES = ("ours", "torch_fp32", "onnxruntime_int8", "openvino_int8")
+OURS_INT7 = "ours_int7"  # another network: timed, not compared; only when asked for
 # An engine computes the same network if it is as close to the simulator as this, in dB, or about
 # as close as the float network is: nets with random weights amplify every rounding difference.
 CLOSE_ENOUGH, MARGIN = 20.0, 3.0
@@ -47,16 +48,18 @@ def measure(net: str, threads: int, rounds: int, engines: list[str]) -> dict[str
     model = network(net)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, *input_shape(net)[1:], generator=generator)
-    quantized = fxquant.quantize(model, [images], progress=False)
+    quantized = quantize(model, images)
     x = images[:1]
     makers: dict[str, Callable[[], peers.Engine]] = {
         "ours": lambda: peers.tvm(quantized, threads),
+        OURS_INT7: lambda: peers.tvm(quantize(model, images, config=fxquant.W7A7), threads),
         "torch_fp32": lambda: peers.torch_float(model, threads),
         "onnxruntime_int8": lambda: peers.onnx_runtime(qdq_model(quantized, (images,)), threads),
         "openvino_int8": lambda: peers.openvino(qdq_model(quantized, None), threads),
     }
     built = {name: makers[name]() for name in engines}
-    agreement = _agreement(quantized, model, built, x)
+    same = {name: engine for name, engine in built.items() if name != OURS_INT7}
+    agreement = _agreement(quantized, model, same, x)
     calls = {name: (lambda run=run: run(x)) for name, run in built.items()}
     timings = interleaved(calls, rounds, warmup=2, calls=CALLS, pause=PAUSE)
     return {

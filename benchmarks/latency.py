@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cell import ENGINES, environment
+from benchmarks.cell import ENGINES, OURS_INT7, environment
 
 NETS = ("resnet18", "resnet50", "mobilenet_v2", "squeezenet1_1", "googlenet")
 PACKAGES = ("torch", "apache-tvm", "onnxruntime", "openvino")
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
-        "--engines", nargs="+", choices=ENGINES, default=list(ENGINES),
+        "--engines", nargs="+", choices=(*ENGINES, OURS_INT7), default=list(ENGINES),
         help="the first is the base of the ratios",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("build/latency.json"))

@@ -1,4 +1,4 @@
-"""torchvision's network definitions, with random weights: latency does not depend on them.
+"""torchvision's network definitions, with random weights.
 
 torchvision's compiled operators fit one torch release only. The networks do not need them, but
 importing the package asks for two operator schemas; defining these lets any torch run it.
@@ -11,7 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+import fxquant
+from fxquant.targets import Target
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -59,3 +62,16 @@ def input_shape(name: str) -> tuple[int, int, int, int]:
     """Shape of one image, batch axis included."""
     size = 299 if name == "inception_v3" else 224
     return (1, 3, size, size)
+
+
+def quantize(
+    model: nn.Module,
+    images: Tensor,
+    target: Target | None = None,
+    config: fxquant.Config = fxquant.W8A8,
+) -> fxquant.Quantized:
+    """Codes for measuring speed: the nearest ones, quickly."""
+    nearest = fxquant.solvers.RoundToNearest(), fxquant.solvers.BiasCorrection()
+    return fxquant.quantize(
+        model, [images], config=config, solver=nearest, target=target, progress=False
+    )
