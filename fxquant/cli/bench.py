@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("network", help=HELP)
     parser.add_argument(
         "--threads", nargs="+", type=positive, metavar="N",
-        help="numbers of threads to measure (default: all processors)",
+        help="numbers of threads to measure (default: one a physical core)",
     )  # fmt: skip
     parser.add_argument("--rounds", type=positive, default=50, help="calls measured (default 50)")
     parser.add_argument("--warmup", type=positive, default=5, help="calls before (default 5)")
