@@ -72,9 +72,7 @@ def settled(model: nn.Module, x: Tensor) -> nn.Module:
 def check_exact(model: nn.Module, calibration: Tensor) -> fxquant.Quantized:
     """compiled == reference on calibration data and on data outside the calibrated range."""
     batches = list(calibration.split(2))
-    quantized = fxquant.quantize(
-        model, batches, calibration[:1], solver=NEAREST, progress=False
-    )
+    quantized = fxquant.quantize(model, batches, calibration[:1], solver=NEAREST, progress=False)
     compiled = tvm_backend.compile(quantized)
     for x in (calibration[:1], calibration[1:2] * 3 + 1):
         expected, result = quantized.reference(x), compiled(x)

@@ -93,6 +93,8 @@ def _plan(problem: ConvProblem, weight: np.ndarray, mac: Mac) -> Plan:
     vectors = -(-problem.output.c // lanes)
     reduction = reduction_ranges(problem, vectors, mac)
     fraction = 0.0
+    if mac.idiom.chain > max(reduction.steps, 1):
+        return NEVER  # a chain ends with a kernel position; a shorter one fills it
     if mac.idiom.chain:
         channels = np.arange(vectors * lanes).reshape(-1, lanes)
         codes = slot_codes(problem, weight, channels, reduction, mac)

@@ -87,7 +87,7 @@ class MacCost:
 
 
 _FINISH_256 = (5.0, 3.5, 2.0)
-_CHAIN_INSTRUCTIONS = {4: 1.65, 2: 1.75, 1: 2.1}  # measured, a multiplication counted as 1
+_CHAIN_INSTRUCTIONS = {4: 1.8, 2: 1.9, 1: 2.1}  # measured, a multiplication counted as 1
 _COSTS = {
     **{
         idiom: MacCost(_CHAIN_INSTRUCTIONS[idiom.chain], temporaries=2, finish=_FINISH_256)
@@ -113,8 +113,8 @@ _SINGLE_STEP = _CHAIN_INSTRUCTIONS[1]
 LATENCY = 5  # cycles of a multiply-accumulate
 PER_CYCLE = 2  # arithmetic instructions, and loads, started in a cycle
 TILE_OVERHEAD = 12  # cycles to start a tile
-REST_OVERHEAD = 6  # cycles of an extra step besides its arithmetic
-REST_START = 24  # cycles of a tile's loop over extra steps: its length is hard to predict
+REST_OVERHEAD = 2  # cycles of an extra step besides its arithmetic
+REST_START = 8  # cycles of a tile's loop over extra steps: its length is hard to predict
 WEIGHTS_IN_CACHE = 1 << 19  # bytes of weights that are cheap to stream again for each pixel tile
 STREAMED_BYTES = 20  # bytes a cycle of larger weights that a single pixel reads once
 LARGEST_ROW_BLOCK = 8  # vectors of a tile of one pixel: enough to hide the latency
