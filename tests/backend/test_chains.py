@@ -21,7 +21,7 @@ from tvm_backend.emit.conv import conv2d_accumulate_kernel, conv2d_kernel
 from tvm_backend.emit.conv_rest import rest_of, split_codes
 from tvm_backend.kernel import Abi
 from tvm_backend.macs.chain import chain_bounds, chain_is_exact
-from tvm_backend.schedule.tiles import split
+from tvm_backend.schedule.tiles import plan_tile, split
 
 CHAINS = (*idioms.PMADDUBSW_256, *idioms.SMLAL_SADALP)
 SEVEN_BITS = ("odd", "pointwise", "wide_block", "strided_dilated", "stem", "residual", "grouped",
@@ -138,6 +138,31 @@ def test_many_offending_weights_fall_back_to_wide_products() -> None:
     case = next(c for c in CASES if c.name == "odd")
     kernel = check(case, X86_AVX2, make_numbers(case))  # a third of the codes are extreme
     assert kernel.name.endswith("__pmaddwd_256")
+
+
+def test_chain_is_no_longer_than_a_kernel_position() -> None:
+    """Four stored channels are one step a position: longer chains would never fill."""
+    case, numbers = _seven_bits(next(c for c in CASES if c.name == "stem"))
+    assert _name(case, numbers).endswith("__pmaddubsw_256_x1")
+
+
+def test_extra_steps_cost_more_where_weights_are_streamed() -> None:
+    """One pixel reads large weights once: their traffic is the limit, and extra steps add to it."""
+
+    def chain_wins(vectors: int) -> bool:
+        chained = plan_tile(idioms.PMADDUBSW_256[-1], 1, 1, vectors, 320, rest=0.02)
+        return chained.cycles < plan_tile(idioms.PMADDWD_256, 1, 1, vectors, 640).cycles
+
+    assert chain_wins(8) and not chain_wins(128)
+
+
+def _name(case: Case, n: Numbers) -> str:
+    """Name of the kernel on AVX2."""
+    kernel = conv2d_kernel(
+        case.problem(X86_AVX2), weight=n.weight.numpy(), bias=n.bias.numpy(),
+        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=X86_AVX2,
+    )  # fmt: skip
+    return kernel.name
 
 
 def test_512_bit_chains_use_their_instruction() -> None:
