@@ -121,10 +121,10 @@ def test_shared_module_gets_one_weight_and_own_biases() -> None:
         assert float((quantized.reference(x) - model(x)).abs().max()) < 0.05
 
 
-def test_default_solver_at_8_bits() -> None:
+def test_default_recipe_at_8_bits() -> None:
     x = torch.randn(4, 3, 12, 12)
+    steps = fxquant.solvers.ActivationEqualization(), fxquant.solvers.GPTQ()
     a = fxquant.quantize(depthwise_chain(), [x], progress=False)
-    b = fxquant.quantize(depthwise_chain(), [x], solver=(RoundToNearest(), BiasCorrection()),
-                         progress=False)  # fmt: skip
+    b = fxquant.quantize(depthwise_chain(), [x], solver=steps, progress=False)
     assert torch.equal(a.reference(x), b.reference(x))
     assert F.mse_loss(a(x), depthwise_chain()(x)).item() < 1e-3
