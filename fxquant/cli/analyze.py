@@ -11,7 +11,7 @@ from fxquant.cli.arguments import add_config, add_data, widths
 from fxquant.cli.data import Batches, read_data
 from fxquant.cli.output import Result, show_progress, table
 from fxquant.errors import ConfigError
-from fxquant.inspection import layer_errors
+from fxquant.inspection import inspect
 from fxquant.ir import meta
 from fxquant.model import Quantized
 from fxquant.recipes import Sensitivity
@@ -48,7 +48,8 @@ def execute(arguments: argparse.Namespace) -> Result:
     data = read_data(arguments, [meta.shape_of(n) for n in inputs])
     source = None if arguments.model is None else models.read_model(arguments.model)
     model = None if source is None else source.model
-    errors = layer_errors(quantized, data, model, arguments.samples)
+    found = inspect(quantized, data, model=model, samples=arguments.samples)
+    errors = [layer.measured for layer in found.layers if layer.measured is not None]
     rows = [
         {"node": e.node, "isolated_sqnr": e.isolated.sqnr, "cumulative_sqnr": e.cumulative.sqnr,
          "isolated_cosine": e.isolated.cosine, "cumulative_cosine": e.cumulative.cosine}
@@ -66,7 +67,7 @@ def execute(arguments: argparse.Namespace) -> Result:
         result["sensitivity"] = _sensitivity(arguments, quantized, source, data)
         lines += ["", _sensitivity_table(result["sensitivity"], arguments.sensitivity)]
     if arguments.html is not None:
-        result["html"] = quantized.report(arguments.html, data=data, model=model)
+        result["html"] = found.write(arguments.html)
         lines.append(f"wrote {arguments.html}")
     return Result(result, "\n".join(lines))
 

@@ -15,7 +15,7 @@ from fxquant.inspection.advice import Measured, advice, float_remedy, overall
 from fxquant.inspection.device import KernelTime, MemoryMap, Profiled
 from fxquant.inspection.facts import NodeFacts, node_facts
 from fxquant.inspection.histogram import Histogram
-from fxquant.inspection.measure import Measurement, Measurements, measure
+from fxquant.inspection.measure import SAMPLES, Measurement, Measurements, measure
 from fxquant.inspection.timing import Timing, interleaved
 from fxquant.ir import meta
 from fxquant.ir.units import Unit, units
@@ -120,6 +120,7 @@ def inspect(
     data: Any = None,
     compiled: Callable[..., Any] | None = None,
     model: Any = None,
+    samples: int = SAMPLES,
 ) -> Inspection:
     """Look into a quantized network.
 
@@ -131,12 +132,13 @@ def inspect(
             memory plan and the time of every kernel; any other callable on the inputs will do.
         model: The float model: errors then include those of the weights, and its latency is
             measured next to the compiled network's.
+        samples: How many inputs to measure errors on at most.
 
     Raises:
         CalibrationError: The data is empty.
         ConfigError: `model` is not the one that was quantized.
     """
-    measured = Measurements({}, {}) if data is None else measure(quantized, data, model)
+    measured = Measurements({}, {}) if data is None else measure(quantized, data, model, samples)
     kernels: Sequence[KernelTime] = ()
     memory, timings = None, {}
     if compiled is not None:

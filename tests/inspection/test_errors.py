@@ -91,6 +91,15 @@ def test_samples_are_limited_and_batches_do_not_matter() -> None:
         assert a.cumulative.sqnr == pytest.approx(b.cumulative.sqnr, abs=0.01)
 
 
+def test_inspection_measures_on_as_many_inputs_as_asked_for() -> None:
+    quantized = quantized_net()
+    model, x = small_net()
+    found = fxquant.inspect(quantized, x, model=model, samples=5)
+    expected = {e.node: e.isolated for e in layer_errors(quantized, x[:5], model)}
+    measured = [layer.measured for layer in found.layers if layer.measured is not None]
+    assert {m.node: m.isolated for m in measured} == expected
+
+
 def test_no_data_is_an_error() -> None:
     with pytest.raises(CalibrationError, match="no data"):
         layer_errors(quantized_net(), [])
