@@ -191,13 +191,13 @@ class _Driver:
         for start in range(0, len(self.samples[0]), self.chunk):
             rows = slice(start, start + self.chunk)
             inputs = {n.name: values[n.name][rows] for n in program.inputs}
+            count = len(next(iter(inputs.values())))
             for name, chunk in program.run(inputs, *hooks).items():
+                per_sample = len(chunk) // count  # reshapes may fold other axes into the first
                 if name not in results:
-                    per_sample = chunk.shape[0] // len(next(iter(inputs.values())))
                     shape = (len(self.samples[0]) * per_sample, *chunk.shape[1:])
                     results[name] = self.memory.allocate(shape, chunk.dtype)
-                scaled = len(results[name]) // len(self.samples[0])
-                results[name][start * scaled : start * scaled + len(chunk)] = chunk
+                results[name][start * per_sample : start * per_sample + len(chunk)] = chunk
         return results
 
     def _keep(

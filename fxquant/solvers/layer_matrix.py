@@ -123,11 +123,6 @@ def from_columns(columns: Tensor, like: Tensor) -> Tensor:
     return columns.transpose(1, 2).reshape(like.shape)
 
 
-def layer_matrix(problem: LayerProblem, rng: torch.Generator, rows: int) -> LayerMatrix:
-    """The moments over all samples; see `layer_matrices`."""
-    return layer_matrices(problem, rng, rows, 1)[0]
-
-
 def layer_matrices(
     problem: LayerProblem, rng: torch.Generator, rows: int, folds: int
 ) -> tuple[LayerMatrix, ...]:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxquant.solvers.layer_matrix import LayerMatrix
+from fxquant.solvers.base import LayerProblem
+from fxquant.solvers.layer_matrix import LayerMatrix, layer_matrices
 from fxquant.solvers.least_squares import GridPoint
+
+
+def layer_matrix(problem: LayerProblem, rng: torch.Generator, rows: int) -> LayerMatrix:
+    """The moments of a layer over all samples."""
+    (matrix,) = layer_matrices(problem, rng, rows, 1)
+    return matrix
 
 
 def random_matrix(inputs: int, outputs: int, groups: int = 1, seed: int = 0) -> LayerMatrix:

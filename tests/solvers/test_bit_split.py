@@ -15,10 +15,10 @@ from fxquant.errors import ConfigError
 from fxquant.solvers import GPTQ, BitSplit, CoordinateDescent, LayerProblem, RoundToNearest
 from fxquant.solvers.bit_split import fit_weights, place_values, split, split_weights, stitch
 from fxquant.solvers.coordinate_descent import refit_scale, sweep
-from fxquant.solvers.layer_matrix import layer_matrix, to_columns
+from fxquant.solvers.layer_matrix import to_columns
 from fxquant.solvers.least_squares import GridPoint, LeastSquaresSolver, grid_point
 from tests.solvers.layers import GEOMETRIES, make_problem
-from tests.solvers.matrices import random_matrix, rounded
+from tests.solvers.matrices import layer_matrix, random_matrix, rounded
 from tests.strategies import BITS, SEED
 from tests.tolerance import assert_close
 from tests.zoo import BY_NAME

@@ -10,9 +10,10 @@ from fxquant.ops.conv import linear
 from fxquant.solvers import GPTQ, BitSplit, CoordinateDescent
 from fxquant.solvers.base import LayerProblem
 from fxquant.solvers.cross_validation import DAMPINGS, choose_damping
-from fxquant.solvers.layer_matrix import LayerMatrix, layer_matrices, layer_matrix, merged
+from fxquant.solvers.layer_matrix import LayerMatrix, layer_matrices, merged
 from fxquant.solvers.least_squares import LeastSquaresSolver
 from tests.solvers.layers import GEOMETRIES, make_layer, make_problem
+from tests.solvers.matrices import layer_matrix
 from tests.tolerance import assert_close
 
 

@@ -16,11 +16,11 @@ from fxquant.solvers import Layer, LayerProblem
 from fxquant.solvers.layer_matrix import (
     LayerMatrix,
     from_columns,
-    layer_matrix,
     to_columns,
     wanted_rows,
 )
 from tests.solvers.layers import GEOMETRIES, make_layer, make_problem, rechunked
+from tests.solvers.matrices import layer_matrix
 from tests.strategies import SEED
 from tests.tolerance import assert_close
 
