@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
+from benchmarks import models
+from benchmarks.assets import NETS, Assets
 
 tvm_backend = pytest.importorskip("tvm_backend")
 
@@ -34,29 +36,14 @@ WITH_ISLANDS = (
     ("convnext_tiny", {}, "layer_norm"),
     ("vit_b_16", {"image_size": 64}, "scaled_dot_product"),
 )
-CHECKPOINTS = (
-    "mobilenet_v2_1.0_224",
-    "mobilenet_v1_0.75_224",
-    "squeezenet1_1",
-    "googlenet_bvlc",
-    "cifar10_resnet20",
-    "cifar10_resnet56",
-)
 
 
 @pytest.fixture(scope="module")
 def torchvision_models() -> ModuleType:
-    """torchvision beside a CPU torch: its wheel expects two schemas that its extension defines."""
+    """The module, also beside a torch of another build."""
     if importlib.util.find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import torchvision
-
-    torchvision.library_of_tests = library  # the schemas live as long as this object
-    return torchvision.models
+    return models.torchvision_models()
 
 
 def settled(model: nn.Module, x: Tensor) -> nn.Module:
@@ -130,13 +117,9 @@ def _assets() -> Path:
 
 @pytest.mark.slow
 @pytest.mark.assets
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", NETS)
 def test_checkpoint_is_exact(name: str) -> None:
-    root = _assets()
-    spec = importlib.util.spec_from_file_location("model_defs", root / "model_defs.py")
-    assert spec is not None and spec.loader is not None
-    definitions = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(definitions)
+    assets = Assets.open(_assets())
     torch.manual_seed(0)
     size = 32 if name.startswith("cifar") else 224
-    check_exact(definitions.load(name, str(root)), torch.randn(2, 3, size, size))
+    check_exact(assets.model(name), torch.randn(2, 3, size, size))
