@@ -25,10 +25,10 @@ from tqdm.auto import tqdm
 import fxquant
 import tvm_backend
 from benchmarks.assets import NETS, Assets
+from benchmarks.configurations import CONFIGURATIONS, configuration
 from benchmarks.tables import tables
 from fxquant.recipes import RECIPES
 
-CONFIGS = ("W8A8", "W7A7", "W6A6", "W4A8", "W4A4", "W3A8", "W3A3", "W2A8", "W2A4")
 BATCH = 32
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 
@@ -50,7 +50,7 @@ def measure(
     expected = torch.cat([model(x) for x in test.split(BATCH)])
     start = time.perf_counter()
     quantized = fxquant.quantize(
-        model, list(train.split(BATCH)), train[:1], getattr(fxquant, config),
+        model, list(train.split(BATCH)), train[:1], configuration(config, model, train),
         solver=RECIPES[recipe](), progress=arguments.progress, seed=seed,
     )  # fmt: skip
     seconds = time.perf_counter() - start
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("nets", nargs="*", default=NETS, metavar="net", help="default: all")
     default = os.environ.get("FXQUANT_ASSETS", "../shared/assets")
     parser.add_argument("--assets", type=Path, default=Path(default))
-    parser.add_argument("--configs", nargs="+", default=["W8A8"], choices=CONFIGS)
+    parser.add_argument("--configs", nargs="+", default=["W8A8"], choices=CONFIGURATIONS)
     parser.add_argument("--recipes", nargs="+", default=["default"], choices=RECIPES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--calibration", type=int, default=512, help="calibration images")

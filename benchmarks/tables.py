@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from statistics import mean, pstdev
 
-_ORDER = ("W8A8", "W7A7", "W6A6", "W4A8", "W4A4", "W3A8", "W3A3", "W2A8", "W2A4")
+from benchmarks.configurations import CONFIGURATIONS
 
 
 def tables(cells: dict[str, dict]) -> str:
@@ -21,7 +21,7 @@ def tables(cells: dict[str, dict]) -> str:
 
 
 def _sorted(configs: set[str]) -> list[str]:
-    return sorted(configs, key=_ORDER.index)
+    return sorted(configs, key=CONFIGURATIONS.index)
 
 
 def _default_table(grouped: dict[tuple[str, str, str], list[dict]]) -> str:
