@@ -31,7 +31,7 @@ def test_mixed_ones_spend_at_most_four_bits(name: str, samples: Tensor) -> None:
     net = Net()
     config = configuration(name, net, samples)
     chosen = {n: rule.weight_bits for n, rule in config.names.items() if rule is not None}
-    weights = {n: net.get_submodule(n).weight.numel() for n in chosen}
+    weights = {n: net.get_parameter(f"{n}.weight").numel() for n in chosen}
     assert list(chosen) == ["1", "2", "3"]  # the first and the last layer keep 8 bits
     assert sum(chosen[n] * weights[n] for n in chosen) <= 4 * sum(weights.values())
     # The input of the last layer keeps 8 bits.
