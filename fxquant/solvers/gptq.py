@@ -21,7 +21,9 @@ rest as one matrix product after it.
 
 The scales are those the layer comes with. Between passes each channel takes the best scale for its
 codes, `s <- (C . q) / (q^T E q)`, and is rounded anew with it; the best pass of each channel is
-kept. Coordinate descent then removes what the fixed order left.
+kept. This finds the nearest local minimum; with few codes a channel has several, so narrow weights
+start from several multiples of the scale. Coordinate descent then removes what the fixed order
+left.
 
 Symbols: H -> gram of the damped problem, v -> matrix.weight, w -> weight, U -> factor, s -> scale.
 """
@@ -39,6 +41,7 @@ from fxquant.solvers.layer_matrix import LayerMatrix
 from fxquant.solvers.least_squares import GridPoint, LeastSquaresSolver, relative
 
 _BLOCK = 64  # columns whose updates are collected for one matrix product
+_FEW_CODES = 15  # largest code of widths that start from several scales: 5 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,13 @@ class GPTQ(LeastSquaresSolver):
     Attributes:
         act_order: By falling variance of the inputs instead of their natural order.
         passes: Roundings; before each but the first the scales are fitted to the codes.
+        starts: Multiples of the scale to start from, with weights of at most 5 bits.
         polish: Most epochs of coordinate descent afterwards.
     """
 
     act_order: bool = True
     passes: int = 3
+    starts: tuple[float, ...] = (1.0, 0.9, 0.8, 1.1)
     polish: int = 10
 
     def __post_init__(self) -> None:
@@ -62,28 +67,34 @@ class GPTQ(LeastSquaresSolver):
                               remedy="use a small positive damping")  # fmt: skip
         if self.passes < 1:
             raise ConfigError(f"GPTQ.passes={self.passes} is below 1")
+        if not self.starts or min(self.starts) <= 0:
+            raise ConfigError(f"GPTQ.starts={self.starts} are no multiples of a scale",
+                              remedy="pass positive numbers, such as (1.0, 0.9)")  # fmt: skip
 
     def quick(self) -> GPTQ:
         """See LeastSquaresSolver."""
-        return replace(self, passes=1, polish=0)
+        return replace(self, passes=1, starts=(1.0,), polish=0)
 
     def optimize(self, matrix: LayerMatrix, start: GridPoint, limit: int) -> tuple[float, ...]:
         """See LeastSquaresSolver."""
         best = matrix.loss(start.weight)
         losses = [relative(matrix, best)]
-        trial = GridPoint(start.codes, start.scale)
+        first = start.scale
         order = _order(matrix, self.act_order)
         target, factor = _factor(matrix, order)
-        for _ in range(self.passes):
-            trial.codes = _round(target, factor, order, trial.scale, limit)
-            residual = matrix.residual(trial.weight)
-            refit_scale(matrix, trial, residual)
-            loss = matrix.loss(trial.weight, residual)
-            better = loss < best
-            start.codes = torch.where(better[:, None], trial.codes, start.codes)
-            start.scale = torch.where(better, trial.scale, start.scale)
-            best = torch.minimum(loss, best)
-            losses.append(relative(matrix, best))
+        starts = self.starts if limit <= _FEW_CODES else self.starts[:1]
+        for multiple in starts:
+            trial = GridPoint(start.codes, first * multiple)
+            for _ in range(self.passes):
+                trial.codes = _round(target, factor, order, trial.scale, limit)
+                residual = matrix.residual(trial.weight)
+                refit_scale(matrix, trial, residual)
+                loss = matrix.loss(trial.weight, residual)
+                better = loss < best
+                start.codes = torch.where(better[:, None], trial.codes, start.codes)
+                start.scale = torch.where(better, trial.scale, start.scale)
+                best = torch.minimum(loss, best)
+                losses.append(relative(matrix, best))
         if self.polish:
             losses += descend(matrix, start, limit, self.polish)[1:]
         return tuple(losses)

@@ -39,7 +39,7 @@ def conditional_rounding(matrix: LayerMatrix, scale: Tensor, limit: int, act_ord
 def first_pass(matrix: LayerMatrix, act_order: bool = True, limit: int = 3) -> GridPoint:
     """One pass from codes that are worse than any."""
     point = GridPoint(torch.full_like(matrix.weight, limit), rounded(matrix, limit).scale)
-    GPTQ(passes=1, act_order=act_order, polish=0).optimize(matrix, point, limit)
+    GPTQ(passes=1, starts=(1.0,), act_order=act_order, polish=0).optimize(matrix, point, limit)
     return point
 
 
@@ -72,7 +72,7 @@ def test_every_pass_is_kept_only_where_it_is_better() -> None:
     losses: list[Tensor] = []
     for passes in (1, 2, 4):
         point = rounded(matrix, 3)
-        history = GPTQ(passes=passes, polish=0).optimize(matrix, point, 3)
+        history = GPTQ(passes=passes, starts=(1.0,), polish=0).optimize(matrix, point, 3)
         losses.append(matrix.loss(point.weight))
         assert len(history) == passes + 1
         assert history[-1] == pytest.approx(float(losses[-1].sum() / matrix.energy.sum()))
@@ -89,16 +89,37 @@ def test_polish_lowers_the_objective_further() -> None:
     assert float(matrix.loss(polished.weight).sum()) < float(matrix.loss(plain.weight).sum())
 
 
+def test_narrow_weights_start_from_several_scales() -> None:
+    matrix = random_matrix(20, 6)
+
+    def solved(limit: int, *starts: float) -> tuple[Tensor, int]:
+        point = rounded(matrix, limit)
+        history = GPTQ(starts=starts, polish=0).optimize(matrix, point, limit)
+        return matrix.loss(point.weight), len(history)
+
+    (one, _), (three, tried) = solved(3, 1.0), solved(3, 1.0, 0.7, 1.3)
+    assert tried == 1 + 3 * GPTQ().passes
+    assert bool((three <= one).all())
+    assert float(three.sum()) < float(one.sum())
+    assert solved(127, 1.0, 0.7, 1.3)[1] == 1 + GPTQ().passes
+
+
 def test_compensation_beats_rounding() -> None:
     matrix = random_matrix(40, 8)
     point = rounded(matrix, 7)
     before = matrix.loss(point.weight)
-    GPTQ(passes=1, polish=0).optimize(matrix, point, 7)
+    GPTQ(passes=1, starts=(1.0,), polish=0).optimize(matrix, point, 7)
     assert float(matrix.loss(point.weight).sum()) < 0.7 * float(before.sum())
 
 
 def test_invalid_fields() -> None:
-    for fields in ({"damping": 0.0}, {"passes": 0}, {"rows": 0}):
+    for fields in (
+        {"damping": 0.0},
+        {"passes": 0},
+        {"starts": ()},
+        {"starts": (0.0,)},
+        {"rows": 0},
+    ):
         with pytest.raises(ConfigError, match=next(iter(fields))):
             GPTQ(**fields)
 
