@@ -113,15 +113,11 @@ def test_compensation_beats_rounding() -> None:
 
 
 def test_invalid_fields() -> None:
-    for fields in (
-        {"damping": 0.0},
-        {"passes": 0},
-        {"starts": ()},
-        {"starts": (0.0,)},
-        {"rows": 0},
-    ):
-        with pytest.raises(ConfigError, match=next(iter(fields))):
-            GPTQ(**fields)
+    for field, wrong in (("damping", 0.0), ("passes", 0), ("starts", ()), ("starts", (0.0,))):
+        with pytest.raises(ConfigError, match=field):
+            replace(GPTQ(), **{field: wrong})
+    with pytest.raises(ConfigError, match="rows"):
+        GPTQ(rows=0)
 
 
 def test_a_matrix_without_factor_is_refused() -> None:
