@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.types import IntType
-from fxquant.solvers.base import Scope, UnitProblem, UnitSolution, UnitSolver
-from fxquant.solvers.reconstruct import Training, reconstruct
-from fxquant.solvers.rounding import Rounding, StraightThrough
+from fxquant.solvers.base import Scope
+from fxquant.solvers.reconstruct import Reconstruction, Training
+from fxquant.solvers.rounding import Rounding
 
 _ZETA, _GAMMA = 1.1, -0.1
 _WARM_UP = 0.2
@@ -81,54 +81,34 @@ _WEIGHTS_ONLY = Training(code_rate=1e-2, scale_rate=0.0, bias_rate=0.0, activati
 
 
 @dataclass(frozen=True, slots=True)
-class AdaRound(UnitSolver):
+class AdaRound(Reconstruction):
     """See the module docstring."""
 
     training: Training = _WEIGHTS_ONLY
-    rounding: Rectified = Rectified()
-
-    @property
-    def scope(self) -> Scope:
-        """One layer."""
-        return Scope.LAYER
-
-    def solve_unit(self, problem: UnitProblem, rng: torch.Generator) -> UnitSolution:
-        """See UnitSolver."""
-        return reconstruct(problem, self.rounding, self.training, rng)
+    region: Scope = Scope.LAYER
+    rounding: Rounding = Rectified()
 
 
 @dataclass(frozen=True, slots=True)
-class BRECQ(UnitSolver):
+class BRECQ(Reconstruction):
     """See the module docstring."""
 
     training: Training = replace(_WEIGHTS_ONLY, drop=1.0)
-    rounding: Rectified = Rectified()
-
-    def solve_unit(self, problem: UnitProblem, rng: torch.Generator) -> UnitSolution:
-        """See UnitSolver."""
-        return reconstruct(problem, self.rounding, self.training, rng)
+    rounding: Rounding = Rectified()
 
 
 @dataclass(frozen=True, slots=True)
-class QDrop(UnitSolver):
+class QDrop(Reconstruction):
     """See the module docstring."""
 
     training: Training = replace(_WEIGHTS_ONLY, drop=0.5, mix=0.5, activation_rate=2e-3)
-    rounding: Rectified = Rectified()
-
-    def solve_unit(self, problem: UnitProblem, rng: torch.Generator) -> UnitSolution:
-        """See UnitSolver."""
-        return reconstruct(problem, self.rounding, self.training, rng)
+    rounding: Rounding = Rectified()
 
 
 @dataclass(frozen=True, slots=True)
-class ActivationSteps(UnitSolver):
+class ActivationSteps(Reconstruction):
     """Learns the activation scales of a unit and leaves its weights (LSQ: Esser et al., 2020)."""
 
     training: Training = Training(
         iterations=200, code_rate=0.0, scale_rate=0.0, bias_rate=0.0, activation_rate=2e-3
     )
-
-    def solve_unit(self, problem: UnitProblem, rng: torch.Generator) -> UnitSolution:
-        """See UnitSolver."""
-        return reconstruct(problem, StraightThrough(), self.training, rng)

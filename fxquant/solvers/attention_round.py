@@ -32,8 +32,7 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.types import IntType
-from fxquant.solvers.base import Scope, UnitProblem, UnitSolution, UnitSolver
-from fxquant.solvers.reconstruct import Training, reconstruct
+from fxquant.solvers.reconstruct import Reconstruction
 from fxquant.solvers.rounding import Rounding, near
 
 
@@ -96,24 +95,7 @@ class Attention(Rounding):
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionRound(UnitSolver):
-    """See the module docstring.
+class AttentionRound(Reconstruction):
+    """See the module docstring."""
 
-    Attributes:
-        training: Settings of the loop.
-        rounding: Width and start of the offsets.
-        region: Basic-Units, or single layers.
-    """
-
-    training: Training = Training()
-    rounding: Attention = Attention()
-    region: Scope = Scope.UNIT
-
-    @property
-    def scope(self) -> Scope:
-        """As given by `region`."""
-        return self.region
-
-    def solve_unit(self, problem: UnitProblem, rng: torch.Generator) -> UnitSolution:
-        """See UnitSolver."""
-        return reconstruct(problem, self.rounding, self.training, rng)
+    rounding: Rounding = Attention()

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from fxquant.errors import ConfigError
 from fxquant.solvers.activations import rows_of
-from fxquant.solvers.base import UnitProblem, UnitSolution
+from fxquant.solvers.base import Scope, UnitProblem, UnitSolution, UnitSolver
 from fxquant.solvers.crop import find_crop
-from fxquant.solvers.rounding import Rounding
+from fxquant.solvers.rounding import Rounding, StraightThrough
 from fxquant.solvers.trainable import Trainable
 
 
@@ -88,13 +88,30 @@ class Training:
             )
 
 
-def reconstruct(
-    problem: UnitProblem, rounding: Rounding, training: Training, rng: torch.Generator
-) -> UnitSolution:
-    """Train a region; see the module docstring."""
-    loop = _Loop(problem, rounding, training, rng)
-    with torch.enable_grad():
-        return loop.run()
+@dataclass(frozen=True, slots=True)
+class Reconstruction(UnitSolver):
+    """A learned solver: the loop with its settings. Subclasses are named settings.
+
+    Attributes:
+        training: Settings of the loop.
+        region: What is trained at once: Basic-Units, single layers or the network.
+        rounding: How codes move.
+    """
+
+    training: Training = Training()
+    region: Scope = Scope.UNIT
+    rounding: Rounding = StraightThrough()
+
+    @property
+    def scope(self) -> Scope:
+        """As given by `region`."""
+        return self.region
+
+    def solve_unit(self, problem: UnitProblem, rng: torch.Generator) -> UnitSolution:
+        """See UnitSolver."""
+        loop = _Loop(problem, self.rounding, self.training, rng)
+        with torch.enable_grad():
+            return loop.run()
 
 
 class _Loop:

@@ -25,44 +25,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from fxquant.solvers.base import Scope, UnitProblem, UnitSolution, UnitSolver
-from fxquant.solvers.reconstruct import Training, reconstruct
-from fxquant.solvers.rounding import StraightThrough
+from fxquant.solvers.base import Scope
+from fxquant.solvers.reconstruct import Reconstruction, Training
 
 
 @dataclass(frozen=True, slots=True)
-class UWC(UnitSolver):
-    """See the module docstring.
-
-    Attributes:
-        training: Settings of the loop.
-        region: Basic-Units; single layers for comparison.
-    """
-
-    training: Training = Training()
-    region: Scope = Scope.UNIT
-
-    @property
-    def scope(self) -> Scope:
-        """As given by `region`."""
-        return self.region
-
-    def solve_unit(self, problem: UnitProblem, rng: torch.Generator) -> UnitSolution:
-        """See UnitSolver."""
-        return reconstruct(problem, StraightThrough(), self.training, rng)
+class UWC(Reconstruction):
+    """See the module docstring; `region=Scope.LAYER` for comparison."""
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkTuning(UnitSolver):
+class NetworkTuning(Reconstruction):
     """The whole network as one unit, against the logits of the float network.
 
     Comes last and takes small steps: what is left after the units are solved is how their errors
     add up at the output.
-
-    Attributes:
-        training: Settings of the loop.
     """
 
     training: Training = Training(
@@ -74,12 +51,4 @@ class NetworkTuning(UnitSolver):
         bias_rate=2e-2,
         activation_rate=5e-4,
     )
-
-    @property
-    def scope(self) -> Scope:
-        """The network."""
-        return Scope.NETWORK
-
-    def solve_unit(self, problem: UnitProblem, rng: torch.Generator) -> UnitSolution:
-        """See UnitSolver."""
-        return reconstruct(problem, StraightThrough(), self.training, rng)
+    region: Scope = Scope.NETWORK
