@@ -32,6 +32,7 @@ def compile(
     *,
     threads: int | None = None,
     progress: bool = False,
+    winograd: bool = True,
 ) -> Compiled:
     """Compile a quantized network to integer kernels.
 
@@ -40,6 +41,9 @@ def compile(
         target: A constant of `fxquant.targets`; by default what suits this machine.
         threads: Threads that parallel loops use; by default one a physical core.
         progress: Show a progress bar.
+        winograd: Let the cost model choose Winograd kernels for 3x3 layers where they are faster.
+            Results are the same bit for bit; the weights of such a layer take up to 8 times the
+            memory.
 
     Raises:
         ConfigError: `quantized` is no quantized network, or `threads` is no number of threads.
@@ -57,7 +61,7 @@ def compile(
     device = check_target(host_target() if target is None else target)
     count = check_threads(threads)
     with reporter(progress) as report:
-        program = lower(graph, device, report)
+        program = lower(graph, device, report, winograd)
         return Compiled(device, signature_of(program), count, program=program, progress=report)
 
 

@@ -77,6 +77,7 @@ class Call:
         numbers: All other arguments by name.
         output: Its result.
         target: The device.
+        winograd: Whether the cost model may choose Winograd kernels.
     """
 
     node: str
@@ -85,6 +86,7 @@ class Call:
     numbers: Mapping[str, Any]
     output: Value
     target: Target
+    winograd: bool = True
 
 
 # A chain: every kernel after the first takes the one before as its first input.

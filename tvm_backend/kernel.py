@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tvm_backend.layout import Storage
+from tvm_backend.layout import Flat, Storage
 from tvm_backend.tvm_api import IRBuilder, T
 
 
@@ -38,6 +38,8 @@ class Kernel:
         output: Storage of the result.
         in_place: Positions of the inputs whose memory the output may take: every element is read
             before the one output element that lies in its place is written.
+        workspace: Memory a BARE kernel needs while it runs, parameters after the output; PACKED
+            kernels allocate it themselves, where threads need their own once a thread.
     """
 
     name: str
@@ -46,6 +48,12 @@ class Kernel:
     constants: tuple[np.ndarray, ...]
     output: Storage
     in_place: tuple[int, ...] = ()
+    workspace: tuple[Flat, ...] = ()
+
+    @property
+    def workspace_bytes(self) -> tuple[int, ...]:
+        """Bytes of every part of the workspace."""
+        return tuple(part.size * np.dtype(part.dtype).itemsize for part in self.workspace)
 
 
 @dataclass(frozen=True, slots=True)

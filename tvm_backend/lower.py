@@ -34,7 +34,10 @@ _ACTIVATIONS = ("x", "a", "b", "acc", "tensors", "residual")
 
 
 def lower(
-    graph_module: GraphModule, target: Target, progress: Callable[[str], None] | None = None
+    graph_module: GraphModule,
+    target: Target,
+    progress: Callable[[str], None] | None = None,
+    winograd: bool = True,
 ) -> Program:
     """Lower a graph.
 
@@ -42,21 +45,27 @@ def lower(
         graph_module: INTEGER graph.
         target: The device.
         progress: Called with the name of every node that is lowered.
+        winograd: Whether the cost model may choose Winograd kernels.
 
     Raises:
         UnsupportedError: Some nodes cannot be compiled.
     """
     complete_shapes(graph_module)
-    return _Lowering(graph_module, target, progress or (lambda _: None)).run()
+    return _Lowering(graph_module, target, progress or (lambda _: None), winograd).run()
 
 
 class _Lowering:
     """State of one lowering: the steps so far and where every value lies."""
 
     def __init__(
-        self, graph_module: GraphModule, target: Target, progress: Callable[[str], None]
+        self,
+        graph_module: GraphModule,
+        target: Target,
+        progress: Callable[[str], None],
+        winograd: bool,
     ) -> None:
         self.graph_module, self.target, self.progress = graph_module, target, progress
+        self.winograd = winograd
         self.known = fold_constants(graph_module)
         floats = island_nodes(graph_module, self.known)
         self.islands = partition(graph_module, floats, self.known)
@@ -149,7 +158,7 @@ class _Lowering:
         if node.target in MOVES and _is_view(node.target, inputs[0], output, numbers):
             self.owner[node] = self._owner_name(operands[0])
             return
-        call = Call(node.name, tuple(inputs), tensors, numbers, output, self.target)
+        call = Call(node.name, tuple(inputs), tensors, numbers, output, self.target, self.winograd)
         kernels = EMIT[node.target](call)  # type: ignore[index]
         border = float_border(call, node.target)
         if border is not None:

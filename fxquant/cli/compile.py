@@ -33,13 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--name", help="name of a standalone library (default net)")
     parser.add_argument("--shared", action="store_true", help="also link a standalone .so")
+    parser.add_argument(
+        "--winograd", action=argparse.BooleanOptionalAction, default=None,
+        help="Winograd kernels for 3x3 layers where they are faster; their weights take up to 8 "
+        "times the memory (default: not in the standalone form)",
+    )  # fmt: skip
 
 
 def execute(arguments: argparse.Namespace) -> Result:
     """Run the command."""
     quantized = read_quantized(arguments.network)
     device = target_of(quantized, arguments.target)
-    compiled = backend().compile(quantized, device, progress=show_progress())
+    winograd = arguments.winograd
+    if winograd is None:
+        winograd = arguments.form != "standalone"
+    compiled = backend().compile(quantized, device, progress=show_progress(), winograd=winograd)
     compiled.export(arguments.output, arguments.form, name=arguments.name, shared=arguments.shared)
     files = sorted(p for p in arguments.output.iterdir() if p.is_file())
     data = {

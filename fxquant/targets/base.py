@@ -18,7 +18,7 @@ class MacIdiom:
         signed_activations: Activations stored as int8 (`code - 128`) if true, else as uint8.
         registers: Architectural vector registers, for tile selection.
         activation_bits: 8, or 16 for activations stored as int16 (`code - 2^15`).
-        accumulator: int32 or int64.
+        accumulator: int32 or int64; uint32 where sums wrap.
         chain: Steps whose products are summed in int16 before they are widened; 0 where every
             product is widened at once. Exact only for layers whose codes prove it.
     """

@@ -33,6 +33,7 @@ from tvm_backend.emit.epilogue import Residual
 from tvm_backend.kernel import Abi, Kernel
 from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE, image
 from tvm_backend.schedule.tiles import Tile
+from tvm_backend.schedule.winograd import WinogradPlan
 
 HOST = [X86_VNNI, X86_AVX512, X86_AVX2, GENERIC]
 ARM = [CORTEX_A53, CORTEX_A76, NEOVERSE_V1, ARMV7_NEON]
@@ -195,7 +196,7 @@ def check(
     *,
     residual: dict | None = None,
     abi: Abi = Abi.PACKED,
-    tile: Tile | None = None,
+    tile: Tile | WinogradPlan | None = None,
 ) -> Kernel:
     """Run the kernel of a case and compare every code and the halo with the reference."""
     second = None

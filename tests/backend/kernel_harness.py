@@ -245,11 +245,19 @@ def _run_guarded(
     kernel: Kernel, target: Target, arguments: list[np.ndarray], output: np.ndarray
 ) -> np.ndarray:
     function = _shared_function(kernel, target)
-    buffers = [_GuardedBuffer(a) for a in (*arguments, output)]
+    buffers = [_GuardedBuffer(a) for a in (*arguments, output, *_workspace(kernel))]
     function(*(ctypes.c_void_p(b.address) for b in buffers))
     for array, buffer in zip(arguments, buffers, strict=False):
         assert (buffer.take(array.dtype) == array).all(), "a kernel wrote to one of its inputs"
-    return buffers[-1].take(output.dtype)
+    for buffer in buffers[len(arguments) + 1 :]:
+        buffer.take(np.dtype(np.uint8))
+    return buffers[len(arguments)].take(output.dtype)
+
+
+def _workspace(kernel: Kernel) -> list[np.ndarray]:
+    """Memory for a BARE kernel to work in, full of garbage."""
+    sizes = [s.size * np.dtype(s.dtype).itemsize for s in kernel.workspace]
+    return [np.full(size, GARBAGE, np.uint8) for size in sizes]
 
 
 _MAIN = r"""
@@ -274,8 +282,8 @@ int main(void) {
     if (fread(p[i], 1, sizes[i], stdin) != sizes[i]) return 2;
   }
   NAME(ARGUMENTS);
-  size_t n = sizes[COUNT - 1];
-  return fwrite(p[COUNT - 1], 1, n, stdout) == n ? 0 : 5;
+  size_t n = sizes[RESULT];
+  return fwrite(p[RESULT], 1, n, stdout) == n ? 0 : 5;
 }
 """
 
@@ -283,10 +291,10 @@ int main(void) {
 def _run_emulated(
     kernel: Kernel, target: Target, arguments: list[np.ndarray], output: np.ndarray
 ) -> np.ndarray:
-    buffers = [*arguments, output]
+    buffers = [*arguments, output, *_workspace(kernel)]
     key = kernel.name, target.name, Abi.BARE
     if key not in _functions:
-        _functions[key] = _link(kernel, target, [b.nbytes for b in buffers])
+        _functions[key] = _link(kernel, target, [b.nbytes for b in buffers], len(arguments))
     with tempfile.TemporaryDirectory() as folder:
         executable = Path(folder, "k")
         executable.write_bytes(_functions[key])
@@ -298,14 +306,15 @@ def _run_emulated(
     return np.frombuffer(done.stdout, output.dtype).copy()
 
 
-def _link(kernel: Kernel, target: Target, sizes: list[int]) -> bytes:
-    """A static executable that reads all buffers and prints the last one."""
+def _link(kernel: Kernel, target: Target, sizes: list[int], result: int) -> bytes:
+    """A static executable that reads all buffers and prints that of the result."""
     count = len(sizes)
     source = (
         _MAIN.replace("PROTOTYPE", ", ".join(["void *"] * count))
         .replace("ARGUMENTS", ", ".join(f"p[{i}]" for i in range(count)))
         .replace("SIZES", ", ".join(map(str, sizes)))
         .replace("COUNT", str(count))
+        .replace("RESULT", str(result))
         .replace("NAME", kernel.name)
     )
     with tempfile.TemporaryDirectory() as folder:

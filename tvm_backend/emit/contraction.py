@@ -98,14 +98,16 @@ def _quantized(problem: ConvProblem, call: Call) -> Kernel:
     return conv2d_kernel(
         problem, weight=tensors["weight"], bias=tensors["bias"],
         multiplier=tensors["multiplier"], shift=tensors["shift"], target=call.target,
+        winograd=call.winograd,
     )  # fmt: skip
 
 
 def _accumulated(problem: ConvProblem, call: Call) -> Kernel:
     tensors = call.tensors
     return conv2d_accumulate_kernel(
-        problem, weight=tensors["weight"], bias=tensors["bias"], target=call.target
-    )
+        problem, weight=tensors["weight"], bias=tensors["bias"], target=call.target,
+        winograd=call.winograd,
+    )  # fmt: skip
 
 
 def _stuffed(call: Call) -> tuple[Kernel, ConvProblem]:

@@ -1,4 +1,4 @@
-"""Convolution kernels: chooses between the implicit matrix product and the depthwise kernel."""
+"""Convolution kernels: implicit matrix product, Winograd or depthwise, by the cost model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxquant.targets import Target
-from tvm_backend.emit.conv_gemm import gemm_kernel
+from tvm_backend.emit.conv_gemm import fastest, gemm_kernel
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.conv_stage import conv_macs, requantize_stage
+from tvm_backend.emit.conv_winograd import fastest_exact, winograd_kernel
 from tvm_backend.emit.depthwise import covers, depthwise_kernel
 from tvm_backend.emit.epilogue import Accumulate, OutputStage
 from tvm_backend.kernel import Kernel
 from tvm_backend.macs import Mac
 from tvm_backend.schedule.tiles import Tile
+from tvm_backend.schedule.winograd import WinogradPlan
 
 
 def conv2d_kernel(
@@ -25,7 +27,8 @@ def conv2d_kernel(
     multiplier: np.ndarray,
     shift: np.ndarray,
     target: Target,
-    tile: Tile | None = None,
+    tile: Tile | WinogradPlan | None = None,
+    winograd: bool = True,
 ) -> Kernel:
     """`reference.conv2d`: inputs x[, residual], output codes.
 
@@ -36,12 +39,13 @@ def conv2d_kernel(
         multiplier: int16 or int32 `[O]`.
         shift: int8 `[O]`.
         target: Device.
-        tile: Register tile; by default chosen by the cost model.
+        tile: Register tile, or blocking of a Winograd kernel; by default the cost model's choice.
+        winograd: Whether the cost model may choose a Winograd kernel.
     """
     macs = conv_macs(problem, np.asarray(weight), bias, target)
     natural = problem.groups > 1 and not covers(problem, macs[0])
     stage = requantize_stage(problem, macs[0], multiplier, shift, target, natural)
-    return _kernel(problem, stage, np.asarray(weight), bias, macs, tile)
+    return _kernel(problem, stage, np.asarray(weight), bias, macs, target, tile, winograd)
 
 
 def conv2d_accumulate_kernel(
@@ -50,12 +54,13 @@ def conv2d_accumulate_kernel(
     weight: np.ndarray,
     bias: np.ndarray,
     target: Target,
-    tile: Tile | None = None,
+    tile: Tile | WinogradPlan | None = None,
+    winograd: bool = True,
 ) -> Kernel:
     """`reference.conv2d_accumulate`: input x, output accumulators; arguments as `conv2d_kernel`."""
     macs = conv_macs(problem, np.asarray(weight), bias, target)
     stage = Accumulate(problem.output, macs[0].idiom)
-    return _kernel(problem, stage, np.asarray(weight), bias, macs, tile)
+    return _kernel(problem, stage, np.asarray(weight), bias, macs, target, tile, winograd)
 
 
 def _kernel(
@@ -64,8 +69,17 @@ def _kernel(
     weight: np.ndarray,
     bias: np.ndarray,
     macs: Sequence[Mac],
-    tile: Tile | None,
+    target: Target,
+    tile: Tile | WinogradPlan | None,
+    winograd: bool,
 ) -> Kernel:
+    if isinstance(tile, WinogradPlan):
+        return winograd_kernel(problem, stage, weight, bias, target, tile)
     if covers(problem, macs[0]):
         return depthwise_kernel(problem, stage, weight, bias, macs, tile)
-    return gemm_kernel("conv2d", problem, stage, weight, bias, macs, tile)
+    mac, plan = fastest(problem, weight, macs)
+    if tile is None and winograd:
+        faster = fastest_exact(problem, weight, target, plan.cycles)
+        if faster is not None:
+            return winograd_kernel(problem, stage, weight, bias, target, faster)
+    return gemm_kernel("conv2d", problem, stage, weight, bias, mac, tile or plan.tile)

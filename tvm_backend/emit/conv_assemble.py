@@ -12,8 +12,7 @@ from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputStage, pad_channels
 from tvm_backend.emit.naming import SHORT
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
-from tvm_backend.layout import Storage
-from tvm_backend.schedule.tiles import Tile
+from tvm_backend.layout import Flat, Storage
 
 
 def fold_zero_point(
@@ -28,7 +27,7 @@ def kernel_name(
     operator: str,
     problem: ConvProblem,
     stage: OutputStage,
-    tile: Tile,
+    tile: object,
     idiom: MacIdiom,
     suffix: str = "",
 ) -> str:
@@ -46,8 +45,11 @@ def assemble(
     stage: OutputStage,
     constants: Sequence[tuple[str, np.ndarray]],
     emit: Callable[[dict[str, Any], Abi], None],
+    workspace: Sequence[tuple[str, Flat]] = (),
 ) -> Kernel:
     """The Kernel around `emit(buffers, abi)`, with parameters x[, residual], constants, output.
+
+    The buffers of the workspace are among `buffers` for the BARE ABI only.
 
     The residual may be overwritten: tiles do not overlap, and each element is read just before its
     sum is stored.
@@ -60,9 +62,11 @@ def assemble(
         *(Param(key, value.shape, str(value.dtype)) for key, value in constants),
         Param("output", problem.output.shape, problem.output.dtype),
     ]
+    extra = [Param(key, storage.shape, storage.dtype) for key, storage in workspace]
 
     def build(abi: Abi) -> Any:
-        with prim_func(name, params, abi) as (built, buffers):
+        parameters = [*params, *extra] if abi is Abi.BARE else params
+        with prim_func(name, parameters, abi) as (built, buffers):
             stage.prologue(buffers)
             emit(buffers, abi)
         return built.func
@@ -74,4 +78,5 @@ def assemble(
         tuple(value for _, value in constants),
         problem.output,
         (1,) if stage.residual == problem.output else (),
+        tuple(storage for _, storage in workspace),
     )

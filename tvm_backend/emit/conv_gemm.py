@@ -46,8 +46,8 @@ def gemm_kernel(
     stage: OutputStage,
     weight: np.ndarray,
     bias: np.ndarray,
-    macs: Sequence[Mac],
-    tile: Tile | None = None,
+    mac: Mac,
+    tile: Tile,
 ) -> Kernel:
     """The kernel of a convolution with a given output stage.
 
@@ -57,13 +57,10 @@ def gemm_kernel(
         stage: What happens to the accumulators.
         weight: int8 `[O, C/groups, KH, KW]`.
         bias: `[O]`.
-        macs: What can multiply and accumulate; the fastest for these codes does.
-        tile: Register tile; by default chosen by the cost model.
+        mac: What multiplies and accumulates.
+        tile: Register tile.
     """
-    mac, chosen = min(
-        ((mac, _plan(problem, weight, mac)) for mac in macs), key=lambda pair: pair[1].cycles
-    )
-    tile, lanes = tile or chosen.tile, mac.idiom.lanes
+    lanes = mac.idiom.lanes
     vectors = -(-problem.output.c // lanes)
     reduction = reduction_ranges(problem, vectors, mac)
     blocks = channel_blocks(vectors, tile.vectors, stage)
@@ -85,6 +82,18 @@ def gemm_kernel(
     emitter = _GemmEmitter(problem, stage, mac, tile, blocks, reduction, bool(suffix))
     name = kernel_name(operator, problem, stage, tile, mac.idiom, suffix)
     return assemble(name, problem, stage, constants, emitter.emit)
+
+
+def fastest(problem: ConvProblem, weight: np.ndarray, macs: Sequence[Mac]) -> tuple[Mac, Plan]:
+    """What multiplies these codes fastest, and its tile, by the cost model.
+
+    Args:
+        problem: Storages and geometry.
+        weight: int8 `[O, C/groups, KH, KW]`.
+        macs: What can multiply and accumulate.
+    """
+    plans = ((mac, _plan(problem, weight, mac)) for mac in macs)
+    return min(plans, key=lambda pair: pair[1].cycles)
 
 
 def _plan(problem: ConvProblem, weight: np.ndarray, mac: Mac) -> Plan:

@@ -55,14 +55,15 @@ def mac_of(idiom: MacIdiom) -> Mac:
 
 
 def wide_mac_of(target: Target, accumulator: str) -> Mac:
-    """The implementation for 16-bit activations, stored as int16.
+    """The implementation for 16-bit activations, stored as int16; weights may be int16 too.
 
     Args:
         target: The device.
-        accumulator: int32 or int64.
+        accumulator: int32, int64, or uint32 for sums modulo 2^32.
     """
-    if accumulator == "int32" and target.mac in pmaddwd_s16.MACS:
-        return pmaddwd_s16.MACS[target.mac]
+    if target.mac in pmaddwd_s16.MACS and accumulator != "int64":
+        mac = pmaddwd_s16.MACS[target.mac]
+        return mac if accumulator == "int32" else pmaddwd_s16.wrapping(mac)
     return widen_s16.widen(target.mac, accumulator)
 
 

@@ -50,7 +50,8 @@ class Pmaddwd:
     ) -> Any:
         """`pmaddwd` and `paddd` a step."""
         for a, w in zip(activations, weights, strict=True):
-            acc = acc + llvm(f"int32x{self.idiom.lanes}", self.intrinsic, a, w)
+            product = llvm(f"int32x{self.idiom.lanes}", self.intrinsic, a, w)
+            acc = acc + T.reinterpret(f"{self.idiom.accumulator}x{self.idiom.lanes}", product)
         return acc
 
     @property

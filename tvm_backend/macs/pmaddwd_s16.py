@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fxquant.targets import MacIdiom, idioms
@@ -45,3 +45,9 @@ MACS = {
     idioms.PMADDWD_512: _MAC_512,
     idioms.VPDPBUSD_512: _MAC_512,
 }
+
+
+def wrapping(mac: PmaddwdS16) -> PmaddwdS16:
+    """The same with sums modulo 2^32."""
+    idiom = replace(mac.idiom, name=f"{mac.idiom.name}_mod32", accumulator="uint32")
+    return replace(mac, idiom=idiom)

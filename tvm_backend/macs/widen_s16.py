@@ -1,6 +1,7 @@
 """16-bit activations on any LLVM target: plain products that LLVM vectorizes as it can.
 
-In int32 where the weights prove that it cannot overflow, else in int64. LLVM knows that the
+In int32 where the weights prove that it cannot overflow, else in int64; in uint32 where sums are
+wanted modulo 2^32. LLVM knows that the
 factors are sign-extended and picks `smlal`, `pmuldq` and the like.
 """
 
@@ -57,6 +58,6 @@ class WidenS16:
 
 def widen(mac: MacIdiom, accumulator: str) -> WidenS16:
     """The idiom for a target, with as many bits a vector as its idiom for 8-bit activations."""
-    lanes = mac.lanes if accumulator == "int32" else mac.lanes // 2
+    lanes = mac.lanes // 2 if accumulator == "int64" else mac.lanes
     name = f"widen_s16_{accumulator}x{lanes}"
     return WidenS16(MacIdiom(name, lanes, 1, True, mac.registers, 16, accumulator))

@@ -121,9 +121,20 @@ LARGEST_ROW_BLOCK = 8  # vectors of a tile of one pixel: enough to hide the late
 SPREAD_ROWS = 4  # fewer tile rows than these are not worth spreading over threads
 
 
+def cost_of(mac: MacIdiom) -> MacCost:
+    """What the model knows about an idiom."""
+    return _COSTS.get(mac, MacCost())
+
+
+def finish_cycles(cost: MacCost, vectors: int) -> float:
+    """Cycles to requantize and store some vectors of a pixel."""
+    fours, twos, ones = vectors // 4, vectors % 4 // 2, vectors % 2
+    return 4 * fours * cost.finish[2] + 2 * twos * cost.finish[1] + ones * cost.finish[0]
+
+
 def _fits(mac: MacIdiom, pixels: int, vectors: int) -> bool:
     """Accumulators, operands and temporaries fit the registers."""
-    cost = _COSTS.get(mac, MacCost())
+    cost = cost_of(mac)
     # Held activations: every pixel has a register, and weights pass through one after the other.
     held = min(max(mac.chain, 1), 3)  # weight vectors of a chain that stay in registers
     operands = pixels if cost.held_steps > 1 or pixels == 1 else vectors * held
@@ -144,7 +155,7 @@ def _cycles(
         rest: Share of a vector's steps that need an extra one.
         streamed: Weights come from memory.
     """
-    cost = _COSTS.get(mac, MacCost())
+    cost = cost_of(mac)
     dots = pixels * vectors
     activations = (pixels if shared else dots) / cost.held_steps
     loads = vectors + activations
@@ -154,8 +165,7 @@ def _cycles(
     step = max(arithmetic / PER_CYCLE, loads / PER_CYCLE, LATENCY, traffic)
     extra = 1 - (1 - rest) ** vectors  # a step is repeated for all vectors of a block
     single = max(dots * _SINGLE_STEP / PER_CYCLE, LATENCY, traffic) + REST_OVERHEAD
-    fours, twos, ones = vectors // 4, vectors % 4 // 2, vectors % 2
-    finish = 4 * fours * cost.finish[2] + 2 * twos * cost.finish[1] + ones * cost.finish[0]
+    finish = finish_cycles(cost, vectors)
     overhead = TILE_OVERHEAD + (REST_START if rest else 0)
     return steps * (step + extra * single) + pixels * finish + overhead
 

@@ -9,7 +9,8 @@ from string import Template
 import numpy as np
 
 from tvm_backend.kernel import Kernel
-from tvm_backend.memory_plan import MemoryPlan
+from tvm_backend.layout import round_up
+from tvm_backend.memory_plan import ALIGNMENT, MemoryPlan
 from tvm_backend.program import Program, Step, leaves
 from tvm_backend.standalone.header import Facts
 from tvm_backend.standalone.tensors import Interface, Tensor
@@ -112,7 +113,8 @@ class Model:
     Attributes:
         program: Kernel calls.
         weights: Constants.
-        plan: Places of values and of widened weights (`scratch_name`) in the arena.
+        plan: Places of values, and of a step's widened weights and workspace (`scratch_name`), in
+            the arena.
         tensors: Inputs and outputs.
     """
 
@@ -129,8 +131,8 @@ class Model:
 
 
 def scratch_name(step: int) -> str:
-    """Name of a step's widened weights in the memory plan."""
-    return f"weights of step {step}"
+    """Name of a step's widened weights and workspace in the memory plan."""
+    return f"scratch of step {step}"
 
 
 def kernel_symbol(name: str, kernel: str) -> str:
@@ -147,7 +149,10 @@ def driver_source(facts: Facts, model: Model) -> str:
     """The C source."""
     prototypes = [
         f"void {kernel_symbol(facts.name, name)}("
-        + ", ".join(["const void *"] * (len(k.inputs) + len(k.constants)) + ["void *"])
+        + ", ".join(
+            ["const void *"] * (len(k.inputs) + len(k.constants))
+            + ["void *"] * (1 + len(k.workspace))
+        )
         + ");"
         for name, k in model.kernels.items()
     ]
@@ -194,6 +199,9 @@ def _steps(name: str, model: Model) -> list[str]:
                 source = widened
             arguments.append(source)
         arguments.append(place[step.output])
+        for nbytes in step.kernel.workspace_bytes:
+            arguments.append(f"arena + {scratch}")
+            scratch += round_up(nbytes, ALIGNMENT)
         lines += _call(name, index, step, arguments, model.tensors)
     for i, value in enumerate(results):
         if place[value] != f"outputs[{i}]":

@@ -26,8 +26,16 @@ from fxquant.errors import ConfigError, TargetError, UnsupportedError
 from fxquant.targets import Target
 from fxquant.version import __version__
 from tvm_backend.kernel import Abi
-from tvm_backend.memory_plan import Lifetime, MemoryPlan, lifetimes, overwritten, plan_memory
-from tvm_backend.program import Island, Program
+from tvm_backend.layout import round_up
+from tvm_backend.memory_plan import (
+    ALIGNMENT,
+    Lifetime,
+    MemoryPlan,
+    lifetimes,
+    overwritten,
+    plan_memory,
+)
+from tvm_backend.program import Island, Program, Step
 from tvm_backend.signature import Signature, signature_of
 from tvm_backend.standalone.bit_packing import widen_function
 from tvm_backend.standalone.driver import (
@@ -144,7 +152,7 @@ def export_standalone(
             remedy="name one in the Target, e.g. compiler='riscv64-linux-gnu-gcc'",
         )
     weights = lay_out(program)
-    values = [*lifetimes(program), *_scratch(weights)]
+    values = [*lifetimes(program), *_scratch(program, weights)]
     model = Model(program, weights, plan_memory(values), interface(program))
     (folder / "objects").mkdir(parents=True, exist_ok=True)
     files = [_KERNELS, _WEIGHTS, *_write_sources(folder, name, model, compiler is not None)]
@@ -192,12 +200,18 @@ def _check_symbols(undefined: list[str], target: Target) -> list[str]:
     return undefined
 
 
-def _scratch(weights: Weights) -> list[Lifetime]:
-    """Widened weights live during their own step."""
-    return [
-        Lifetime(scratch_name(step), nbytes, step, step)
-        for step, nbytes in weights.scratch_bytes().items()
-    ]
+def _scratch(program: Program, weights: Weights) -> list[Lifetime]:
+    """Widened weights and the workspace of a kernel live during their own step."""
+    widened = weights.scratch_bytes()
+    sizes = {
+        index: widened.get(index, 0) + sum(round_up(n, ALIGNMENT) for n in _workspace(step))
+        for index, step in enumerate(program.steps)
+    }
+    return [Lifetime(scratch_name(i), nbytes, i, i) for i, nbytes in sizes.items() if nbytes]
+
+
+def _workspace(step: Step | Island) -> tuple[int, ...]:
+    return step.kernel.workspace_bytes if isinstance(step, Step) else ()
 
 
 def _functions(name: str, model: Model) -> dict[str, object]:

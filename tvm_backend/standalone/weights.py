@@ -49,7 +49,7 @@ class LayerWeights:
         node: Its node in the graph.
         codes: Codes of the layer.
         kernel_codes: Codes as the kernel reads them, with the padding to vectors.
-        bits: Width they are stored at.
+        bits: Width they are stored at; 16 where they are transformed.
         nbytes: Bytes stored.
     """
 
@@ -135,6 +135,9 @@ def _constant(block: _Block, array: np.ndarray, weights: bool) -> Constant:
 
 def _layer(step: Step, constants: tuple[Constant, ...]) -> LayerWeights:
     pairs = zip(step.kernel.constants, constants, strict=True)
+    transformed = step.kernel.constants[0]
+    if transformed.dtype == np.int16:  # of a Winograd kernel
+        return LayerWeights(step.node, step.weights, transformed.size, 16, transformed.nbytes)
     codes = [(a.size, c.bits) for a, c in pairs if a.dtype == np.int8]
     nbytes = sum(packed_bytes(count, bits) if bits else count for count, bits in codes)
     widest = max((bits or 8 for _, bits in codes), default=8)

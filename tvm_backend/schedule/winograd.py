@@ -1,0 +1,151 @@
+"""How a Winograd kernel is blocked, and what the cost model expects of it.
+
+Cycles are those of `tiles.py`, so that both can be compared. Measured with AVX2 on ResNet-18's 3x3
+layers (the constants say which figure comes from there); instructions of the transforms are counted
+in `tvm_backend/winograd.py`. For other targets nothing is measured: they differ by the length of
+their vectors and the instructions of a product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fxquant.targets import MacIdiom
+from tvm_backend.layout import Image
+from tvm_backend.schedule.tiles import PER_CYCLE, TILE_OVERHEAD, cost_of, finish_cycles, split
+from tvm_backend.winograd import Winograd
+
+BLOCK_VECTORS = 4  # vectors of output channels done together: a chunk of the output stage
+WORKSPACE_BYTES = 3 << 17  # of a block: with the weights in use it stays in a cache of 512 KiB
+SPREAD_BLOCKS = 4  # fewer blocks of tiles than these are not worth spreading over threads
+COLD_BYTES = 4  # bytes a cycle of weights read for the first time; measured
+WARM_BYTES = 10  # bytes a cycle of weights read again for another block; measured
+# Instructions of a product and its sum, by the reduction of the idiom: pmaddwd and paddd, measured,
+# or a smlal with its share of broadcasts, counted.
+_PRODUCT_INSTRUCTIONS = {2: 1.64, 1: 1.2}
+_ACCUMULATE = 4  # instructions of a pixel and vector: load, inverse, shift, bias
+# Instructions of the transforms of one vector with loads and stores, by m.
+_INPUT_INSTRUCTIONS = {2: 64, 4: 300}
+_OUTPUT_INSTRUCTIONS = {2: 44, 4: 500}  # measured: counted 290, but sums come from the second cache
+_GROUPS = range(1, 9)
+_MORE_BLOCKS = 12  # blocks tried beyond the fewest that fit
+
+
+@dataclass(frozen=True, slots=True)
+class WinogradPlan:
+    """Blocking of a Winograd kernel.
+
+    Attributes:
+        cycles: Expected for the whole layer.
+        size: Size of the tiles.
+        tiles: Tiles in a block.
+        group: Tiles of a register tile of the matrix products.
+        vectors: Vectors of output channels of a register tile.
+        transform_lanes: Largest vector of the input transform.
+        spread_tiles: Threads share the blocks of tiles; else the channels of a block.
+    """
+
+    cycles: float
+    size: Winograd
+    tiles: int
+    group: int
+    vectors: int
+    transform_lanes: int
+    spread_tiles: bool
+
+    def __str__(self) -> str:
+        spread = "t" if self.spread_tiles else "c"
+        return f"f{self.size.m}b{self.tiles}g{self.group}x{self.vectors}{spread}"
+
+
+@dataclass(frozen=True, slots=True)
+class WinogradLayer:
+    """What the model needs to know about a layer.
+
+    Attributes:
+        source: Input.
+        output: Output.
+        direct: The target's idiom for 8-bit codes; its output stage is used.
+        mac: The idiom of the matrix products.
+        transform_lanes: int16 lanes of a register.
+    """
+
+    source: Image
+    output: Image
+    direct: MacIdiom
+    mac: MacIdiom
+    transform_lanes: int
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of output channels."""
+        return -(-self.output.c // self.mac.lanes)
+
+    @property
+    def steps(self) -> int:
+        """Reduction steps of one product."""
+        return -(-self.source.c // self.mac.reduction)
+
+    def tiles(self, size: Winograd) -> int:
+        """Tiles of all images."""
+        rows, cols = (-(-extent // size.m) for extent in (self.output.h, self.output.w))
+        return self.output.n * rows * cols
+
+    def workspace_bytes(self, size: Winograd, tiles: int) -> int:
+        """Transformed inputs and sums of a block of tiles."""
+        channels = min(self.vectors, BLOCK_VECTORS) * self.mac.lanes
+        return size.size**2 * tiles * (2 * self.source.channels + 4 * channels)
+
+    def weight_bytes(self, size: Winograd) -> int:
+        """Transformed weights."""
+        idiom = self.mac
+        return 2 * size.size**2 * self.vectors * idiom.lanes * self.steps * idiom.reduction
+
+
+def plan_winograd(layer: WinogradLayer, size: Winograd) -> WinogradPlan:
+    """The cheapest blocking for one size of tiles."""
+    total = layer.tiles(size)
+    largest = max(WORKSPACE_BYTES // layer.workspace_bytes(size, 1), 1)
+    fewest = -(-total // largest)
+    blocks = range(fewest, min(fewest + _MORE_BLOCKS, total) + 1)
+    candidates = sorted({-(-total // count) for count in blocks})
+    return min((_plan(layer, size, tiles) for tiles in candidates), key=lambda plan: plan.cycles)
+
+
+def _plan(layer: WinogradLayer, size: Winograd, tiles: int) -> WinogradPlan:
+    blocks = -(-layer.tiles(size) // tiles)
+    product, group, vectors = min(
+        (_block_cycles(layer, tiles, group, vectors), group, vectors)
+        for group in _GROUPS
+        for vectors in (1, 2, 3, 4)
+        if group <= tiles and vectors <= layer.vectors and _fits(layer.mac, group, vectors)
+    )
+    finish = finish_cycles(cost_of(layer.direct), min(layer.vectors, BLOCK_VECTORS))
+    finish = finish / min(layer.vectors, BLOCK_VECTORS) + _ACCUMULATE / PER_CYCLE
+    inputs = -(-layer.source.channels // layer.transform_lanes) * _INPUT_INSTRUCTIONS[size.m]
+    outputs = layer.vectors * (_OUTPUT_INSTRUCTIONS[size.m] / PER_CYCLE + size.m**2 * finish)
+    bytes_once = layer.weight_bytes(size)
+    traffic = bytes_once / COLD_BYTES + (blocks - 1) * bytes_once / WARM_BYTES
+    cycles = blocks * (size.size**2 * product + tiles * (inputs / PER_CYCLE + outputs)) + traffic
+    return WinogradPlan(
+        cycles, size, tiles, group, vectors, layer.transform_lanes, blocks >= SPREAD_BLOCKS
+    )
+
+
+def _fits(mac: MacIdiom, group: int, vectors: int) -> bool:
+    """Accumulators, weights, an activation and a product fit the registers."""
+    return group * vectors + vectors + 2 <= mac.registers
+
+
+def _block_cycles(layer: WinogradLayer, tiles: int, group: int, vectors: int) -> float:
+    """Cycles of one matrix product of a block of tiles."""
+    instructions, total = _PRODUCT_INSTRUCTIONS[layer.mac.reduction], 0.0
+    for rows in split(tiles, group):
+        for block in split(layer.vectors, BLOCK_VECTORS):
+            for part in split(block.step, vectors):
+                dots = rows.step * part.step
+                loads = rows.step + part.step
+                step = max(dots * instructions, loads) / PER_CYCLE
+                count = rows.count * block.count * part.count
+                total += count * (layer.steps * step + TILE_OVERHEAD)
+    return total
