@@ -207,7 +207,7 @@ def check(
     n = numbers
     kernel = conv2d_kernel(
         problem, weight=n.weight.numpy(), bias=n.bias.numpy(), multiplier=n.multiplier.numpy(),
-        shift=n.shift.numpy(), target=target, tile=tile,
+        shift=n.shift.numpy(), target=target, tile=tile, winograd=False,
     )  # fmt: skip
     arrays = [to_storage(n.x, problem.source, case.input_zero_point)]
     if second:

@@ -108,7 +108,7 @@ def test_networks_of_every_width(target: Target, tmp_path: Path) -> None:
     graph, x = low_bit_net()
     expected = graph(x)
     assert len(expected.unique()) > 20
-    library = export_standalone(lower(graph, target), tmp_path)
+    library = export_standalone(lower(graph, target, winograd=False), tmp_path)
     assert np.array_equal(library.run([x])[0], expected.numpy())
     layers = json.loads((tmp_path / "manifest.json").read_text())["weights"]["layers"]
     assert [layer["bits"] for layer in layers] == [2, 3, 4, 5, 6, 7, 8]
@@ -119,13 +119,13 @@ def test_networks_of_every_width(target: Target, tmp_path: Path) -> None:
 
 
 def test_eight_bit_weights_need_no_scratch() -> None:
-    weights = lay_out(lower(low_bit_net()[0], targets.GENERIC))
+    weights = lay_out(lower(low_bit_net()[0], targets.GENERIC, winograd=False))
     assert sorted(weights.scratch_bytes()) == [1, 2, 3, 4, 5, 6]
     assert weights.widths == [2, 3, 4, 5, 6, 7]
 
 
 def test_equal_constants_are_stored_once() -> None:
-    program = lower(low_bit_net()[0], targets.GENERIC)
+    program = lower(low_bit_net()[0], targets.GENERIC, winograd=False)
     total = sum(a.nbytes for step in program.steps for a in step.kernel.constants)
     assert lay_out(program).data.size < total
 
@@ -137,7 +137,7 @@ def test_equal_constants_are_stored_once() -> None:
 )
 def test_sizes_agree_with_binutils(target: Target, tmp_path: Path) -> None:
     require(target)
-    export_standalone(lower(low_bit_net()[0], target), tmp_path, shared=True)
+    export_standalone(lower(low_bit_net()[0], target, winograd=False), tmp_path, shared=True)
     tool = target.compiler.replace("gcc", "size") if target.compiler else "size"
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     for file in ("net.o", "net.a", "net.so"):

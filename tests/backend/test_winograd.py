@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.fx import GraphModule
 
+import tvm_backend
 from fxquant.errors import UnsupportedError
 from fxquant.numerics import reference
 from fxquant.targets import (
@@ -23,12 +28,24 @@ from fxquant.targets import (
     Target,
 )
 from tests.backend.conv_cases import RESIDUAL, Case, Numbers, assert_equal, check, make_numbers
-from tests.backend.kernel_harness import from_storage, run_kernel, to_storage, undefined_symbols
+from tests.backend.integer_nets import residual_net
+from tests.backend.kernel_harness import (
+    from_storage,
+    require,
+    run_kernel,
+    to_storage,
+    undefined_symbols,
+)
+from tvm_backend.devices import missing_features
 from tvm_backend.emit.conv import conv2d_accumulate_kernel, conv2d_kernel
 from tvm_backend.emit.conv_winograd import winograd_layer
 from tvm_backend.kernel import Abi
 from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE, NO_HALO
+from tvm_backend.lower import lower
+from tvm_backend.memory_plan import lifetimes, plan_memory
 from tvm_backend.schedule.winograd import WinogradPlan, plan_winograd
+from tvm_backend.standalone import export_standalone
+from tvm_backend.threads import check_threads, use_threads
 from tvm_backend.winograd import F2, F4, SIZES, Winograd, both_axes
 
 M = [pytest.param(w, id=f"F{w.m}") for w in SIZES]
@@ -231,29 +248,85 @@ def _chosen(case: Case, target: Target, numbers: Numbers, **options: bool) -> st
     return kernel.name
 
 
-LAYERS = {c: Case(f"layer_{c}", c, c, hw, hw) for c, hw in ((64, 56), (128, 28), (512, 7))}
+def _only_weights(case: Case) -> Numbers:
+    """Random weights; the rest does not matter for the choice."""
+    numbers = make_numbers(replace(case, c=case.groups, h=5, w=5))
+    shape = (case.o, case.c // case.groups, *case.kernel)
+    weight = torch.randint(-80, 81, shape, generator=torch.Generator().manual_seed(0))
+    return replace(numbers, weight=weight.to(torch.int8))
+
+
+LAYERS = {c: Case(f"layer_{c}", c, c, hw, hw) for c, hw in ((64, 56), (128, 28))}
 
 
 def test_the_cost_model_chooses() -> None:
-    numbers = {c: make_numbers(case) for c, case in LAYERS.items()}
-    for c in (64, 128):
-        assert "winograd" in _chosen(LAYERS[c], X86_AVX2, numbers[c])
-        assert "winograd" not in _chosen(LAYERS[c], X86_AVX2, numbers[c], winograd=False)
+    for case in LAYERS.values():
+        numbers = _only_weights(case)
+        assert "winograd" in _chosen(case, X86_AVX2, numbers)
+        assert "winograd" not in _chosen(case, X86_AVX2, numbers, winograd=False)
         for target in (X86_VNNI, CORTEX_A55, NEOVERSE_V1):  # dot products
-            assert "winograd" not in _chosen(LAYERS[c], target, numbers[c])
+            assert "winograd" not in _chosen(case, target, numbers)
+    late = Case("late", 512, 512, 7, 7)  # 19 MB of transformed weights for 4 tiles
+    assert "_f4b" not in _chosen(late, X86_AVX2, _only_weights(late))
 
 
 def test_what_is_not_eligible_is_computed_directly() -> None:
-    numbers = make_numbers(LAYERS[128])
+    numbers = _only_weights(LAYERS[128])
     largest = replace(numbers, weight=torch.full_like(numbers.weight, 127))
     assert "_f4b" in _chosen(LAYERS[128], X86_AVX2, numbers)
     assert "_f4b" not in _chosen(LAYERS[128], X86_AVX2, largest)
     for changes in ({"stride": (2, 2)}, {"dilation": (2, 2)}, {"groups": 2}, {"bits": 16}):
         case = replace(LAYERS[64], **changes)
-        assert "winograd" not in _chosen(case, X86_AVX2, make_numbers(case))
+        assert "winograd" not in _chosen(case, X86_AVX2, _only_weights(case))
 
 
 def test_bare_kernels_need_no_library() -> None:
     case = CASES[0]
     kernel = check(case, X86_AVX2, make_numbers(case), tile=_plan(case, X86_AVX2, F4))
     assert undefined_symbols(kernel, X86_AVX2) == []
+
+
+def _block() -> tuple[GraphModule, Tensor]:
+    """Stem, pooling and a residual block of ResNet-18's first stage, on fewer pixels."""
+    return residual_net(size=48, channels=64)
+
+
+def test_a_residual_block_chooses_it() -> None:
+    graph, x = _block()
+    compiled = tvm_backend.compile(graph, X86_AVX2, threads=1)
+    assert sum("winograd" in name for name in compiled.summary.kernels) == 2
+    direct = tvm_backend.compile(graph, X86_AVX2, winograd=False)
+    assert not any("winograd" in name for name in direct.summary.kernels)
+    assert direct.memory.weights < compiled.memory.weights
+    if missing_features(X86_AVX2):
+        pytest.skip("this machine has no AVX2")
+    assert torch.equal(compiled(x), graph(x))
+
+
+@pytest.mark.parametrize(
+    "target", [GENERIC, pytest.param(CORTEX_A53, marks=pytest.mark.qemu)], ids=str
+)
+def test_standalone_libraries_have_a_workspace(target: Target, tmp_path: Path) -> None:
+    require(target)
+    graph, x = _block()
+    program = lower(graph, target)
+    assert sum("winograd" in name for name in program.kernels) == 2
+    library = export_standalone(program, tmp_path)
+    assert np.array_equal(library.run([x])[0], graph(x).numpy())
+    direct = plan_memory(lifetimes(lower(graph, target, winograd=False)))
+    assert library.plan.nbytes > direct.nbytes
+    layers = json.loads((tmp_path / "manifest.json").read_text())["weights"]["layers"]
+    assert [layer["bits"] for layer in layers].count(16) == 2
+
+
+@pytest.mark.parametrize("spread", [True, False], ids=["tiles", "channels"])
+def test_threads_share_the_work(spread: bool) -> None:
+    """Every thread has sums of its own; with few blocks of tiles they share the inputs."""
+    case = Case("threads", 16, 80, 13, 11)
+    plan = replace(_plan(case, X86_AVX2, F4), tiles=3, spread_tiles=spread)
+    use_threads(min(2, check_threads(None)))
+    try:
+        for seed in range(3):
+            check(case, X86_AVX2, make_numbers(case, seed), tile=plan)
+    finally:
+        use_threads(1)

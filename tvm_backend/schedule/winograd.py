@@ -2,15 +2,15 @@
 
 Cycles are those of `tiles.py`, so that both can be compared. Measured with AVX2 on ResNet-18's 3x3
 layers (the constants say which figure comes from there); instructions of the transforms are counted
-in `tvm_backend/winograd.py`. For other targets nothing is measured: they differ by the length of
-their vectors and the instructions of a product.
+from the lines of `tvm_backend/winograd.py`. Other targets differ by the length of their vectors and
+the instructions of a product; only the generic one was measured to be right about the choice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxquant.targets import MacIdiom
+from fxquant.targets import MacIdiom, idioms
 from tvm_backend.layout import Image
 from tvm_backend.schedule.tiles import PER_CYCLE, TILE_OVERHEAD, cost_of, finish_cycles, split
 from tvm_backend.winograd import Winograd
@@ -18,11 +18,16 @@ from tvm_backend.winograd import Winograd
 BLOCK_VECTORS = 4  # vectors of output channels done together: a chunk of the output stage
 WORKSPACE_BYTES = 3 << 17  # of a block: with the weights in use it stays in a cache of 512 KiB
 SPREAD_BLOCKS = 4  # fewer blocks of tiles than these are not worth spreading over threads
-COLD_BYTES = 4  # bytes a cycle of weights read for the first time; measured
-WARM_BYTES = 10  # bytes a cycle of weights read again for another block; measured
-# Instructions of a product and its sum, by the reduction of the idiom: pmaddwd and paddd, measured,
-# or a smlal with its share of broadcasts, counted.
-_PRODUCT_INSTRUCTIONS = {2: 1.64, 1: 1.2}
+# Measured, of a layer inside a network: bytes a cycle of weights read for the first time, from the
+# last cache and, where they are larger than it keeps, from memory; and read again for each block.
+CACHED_BYTES = 6 << 20
+COLD_BYTES, MEMORY_BYTES, WARM_BYTES = 8, 3.5, 20
+# Instructions of a product and its sum, by lanes and reduction of the idiom: pmaddwd and paddd on
+# 256 bits, measured (other ports add); on 512 bits, where both share two ports; smlal with its
+# share of broadcasts, counted.
+_PRODUCT_INSTRUCTIONS = {(8, 2): 1.38, (16, 2): 2.0, (4, 1): 1.2}
+_MEASURED = (idioms.PMADDWD_256, idioms.WIDEN)
+_UNMEASURED_FACTOR = 1.25  # a kernel must promise more where nothing is measured
 _ACCUMULATE = 4  # instructions of a pixel and vector: load, inverse, shift, bias
 # Instructions of the transforms of one vector with loads and stores, by m.
 _INPUT_INSTRUCTIONS = {2: 64, 4: 300}
@@ -125,8 +130,11 @@ def _plan(layer: WinogradLayer, size: Winograd, tiles: int) -> WinogradPlan:
     inputs = -(-layer.source.channels // layer.transform_lanes) * _INPUT_INSTRUCTIONS[size.m]
     outputs = layer.vectors * (_OUTPUT_INSTRUCTIONS[size.m] / PER_CYCLE + size.m**2 * finish)
     bytes_once = layer.weight_bytes(size)
-    traffic = bytes_once / COLD_BYTES + (blocks - 1) * bytes_once / WARM_BYTES
+    first = bytes_once / (COLD_BYTES if bytes_once <= CACHED_BYTES else MEMORY_BYTES)
+    traffic = first + (blocks - 1) * bytes_once / WARM_BYTES
     cycles = blocks * (size.size**2 * product + tiles * (inputs / PER_CYCLE + outputs)) + traffic
+    if layer.direct not in _MEASURED:
+        cycles *= _UNMEASURED_FACTOR
     return WinogradPlan(
         cycles, size, tiles, group, vectors, layer.transform_lanes, blocks >= SPREAD_BLOCKS
     )
@@ -139,7 +147,7 @@ def _fits(mac: MacIdiom, group: int, vectors: int) -> bool:
 
 def _block_cycles(layer: WinogradLayer, tiles: int, group: int, vectors: int) -> float:
     """Cycles of one matrix product of a block of tiles."""
-    instructions, total = _PRODUCT_INSTRUCTIONS[layer.mac.reduction], 0.0
+    instructions, total = _PRODUCT_INSTRUCTIONS[layer.mac.lanes, layer.mac.reduction], 0.0
     for rows in split(tiles, group):
         for block in split(layer.vectors, BLOCK_VECTORS):
             for part in split(block.step, vectors):
