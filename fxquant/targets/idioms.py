@@ -7,6 +7,8 @@ from fxquant.targets.base import MacIdiom
 VPDPBUSD_512 = MacIdiom("vpdpbusd_512", 16, 4, signed_activations=False, registers=32)
 PMADDWD_512 = MacIdiom("pmaddwd_512", 16, 2, signed_activations=False, registers=32)
 PMADDWD_256 = MacIdiom("pmaddwd_256", 8, 2, signed_activations=False, registers=16)
+PMADDWD_S16_512 = MacIdiom("pmaddwd_s16_512", 16, 2, True, registers=32, activation_bits=16)
+PMADDWD_S16_256 = MacIdiom("pmaddwd_s16_256", 8, 2, True, registers=16, activation_bits=16)
 SDOT = MacIdiom("sdot", 4, 4, signed_activations=True, registers=32)
 USDOT = MacIdiom("usdot", 4, 4, signed_activations=False, registers=32)
 SMULL_SADALP = MacIdiom("smull_sadalp", 4, 2, signed_activations=True, registers=32)
@@ -30,6 +32,8 @@ ALL = (
     VPDPBUSD_512,
     PMADDWD_512,
     PMADDWD_256,
+    PMADDWD_S16_512,
+    PMADDWD_S16_256,
     SDOT,
     USDOT,
     SMULL_SADALP,

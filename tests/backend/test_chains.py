@@ -137,7 +137,7 @@ def test_a_bound_off_by_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_many_offending_weights_fall_back_to_wide_products() -> None:
     case = next(c for c in CASES if c.name == "odd")
     kernel = check(case, X86_AVX2, make_numbers(case))  # a third of the codes are extreme
-    assert kernel.name.endswith("__pmaddwd_256")
+    assert kernel.name.endswith("__pmaddwd_s16_256")
 
 
 def test_chain_is_no_longer_than_a_kernel_position() -> None:

@@ -5,8 +5,10 @@ the bias, loops over kernel rows, columns and groups of input channels multiply 
 (broadcast) by packed weights, and the output stage finishes the accumulators. The input is read
 in place: the halo makes padding ordinary memory, so a pixel's window is base + constant.
 
-Idioms with int16 chains take the weights their chains can hold; `conv_rest.py` makes extra steps of
-the others. Which idiom a layer takes is the cost model's choice, with its actual codes.
+Idioms of wider activations than the input has read a copy that the kernel widens block by block
+(`conv_staging.py`). Idioms with int16 chains take the weights their chains can hold;
+`conv_rest.py` makes extra steps of the others. Which idiom a layer takes is the cost model's
+choice, with its actual codes.
 
 Zero points: `sum (x - zp) * w + bias == sum x * w + (bias - zp * sum w)`, folded when packing.
 """
@@ -14,12 +16,13 @@ Zero points: `sum (x - zp) * w + bias == sum x * w + (bias - zp * sum w)`, folde
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tvm_backend.emit.conv_assemble import assemble, fold_zero_point, kernel_name
-from tvm_backend.emit.conv_loops import TileAt, visit_tiles
+from tvm_backend.emit.conv_loops import TileAt, Window, visit_tiles
 from tvm_backend.emit.conv_pack import (
     ChannelBlocks,
     Reduction,
@@ -31,8 +34,10 @@ from tvm_backend.emit.conv_pack import (
 )
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.conv_rest import rest_fraction, rest_of
+from tvm_backend.emit.conv_staging import Staging, visit_staged
 from tvm_backend.emit.epilogue import OutputStage
 from tvm_backend.kernel import Abi, Kernel
+from tvm_backend.layout import code_width
 from tvm_backend.macs import Mac
 from tvm_backend.macs.chain import chain_is_exact
 from tvm_backend.macs.vector import load, loop, registers
@@ -114,9 +119,18 @@ def _plan(problem: ConvProblem, weight: np.ndarray, mac: Mac) -> Plan:
         else:
             fraction = rest_fraction(codes, mac.idiom, high)
     output, steps = problem.output, reduction.steps * problem.taps
-    return plan_tile(
+    plan = plan_tile(
         mac.idiom, output.h, output.w, vectors, steps, problem.groups == 1, round(fraction, 3)
     )
+    if not _is_staged(problem, mac):
+        return plan
+    staging = Staging(problem, plan.tile)
+    return replace(plan, cycles=plan.cycles + staging.cycles) if staging.fits else NEVER
+
+
+def _is_staged(problem: ConvProblem, mac: Mac) -> bool:
+    """Whether the idiom wants wider activations than the input has."""
+    return mac.idiom.activation_bits != code_width(problem.source.dtype).bits
 
 
 class _GemmEmitter:
@@ -140,12 +154,26 @@ class _GemmEmitter:
     def emit(self, buffers: dict[str, Any], abi: Abi) -> None:
         """All tiles."""
 
-        def body(at: TileAt) -> None:
-            self._emit_tile(buffers, at)
+        def staged(at: TileAt, window: Window) -> None:
+            self._emit_tile(buffers, at, window)
 
-        visit_tiles(self.problem.output, self.tile, self.blocks.spans, abi, body)
+        def direct(at: TileAt) -> None:
+            problem, source = self.problem, self.problem.source
+            h = at.h * problem.stride[0] - problem.padding[0]
+            w = at.w * problem.stride[1] - problem.padding[2]
+            origin = source.offset(at.n, h, w, 0)
+            staged(
+                at,
+                Window(buffers["x"], origin, source.row_stride, source.channels, problem.stride),
+            )
 
-    def _emit_tile(self, buffers: dict[str, Any], at: TileAt) -> None:
+        spans = self.blocks.spans
+        if _is_staged(self.problem, self.mac):
+            visit_staged(Staging(self.problem, self.tile), spans, abi, buffers["x"], staged)
+        else:
+            visit_tiles(self.problem.output, self.tile, spans, abi, direct)
+
+    def _emit_tile(self, buffers: dict[str, Any], at: TileAt, window: Window) -> None:
         vectors, pixels = at.span.step, at.pixels
         acc = registers(len(pixels) * vectors, f"{self.mac.idiom.accumulator}x{self.lanes}")
         slot = T.Bind(at.vector * self.lanes)
@@ -153,42 +181,46 @@ class _GemmEmitter:
             bias = T.Bind(load(buffers["bias"], slot + v * self.lanes, self.lanes))
             for m in range(len(pixels)):
                 T.buffer_store(acc, bias, [m * vectors + v])
-        self._reduce(buffers, at, acc)
+        self._reduce(buffers, at, window, acc)
         for m, (i, j) in enumerate(pixels):
             for first, size in self.blocks.chunks_of(vectors):
                 accs = [acc[m * vectors + first + k] for k in range(size)]
                 position = (at.n, at.h + i, at.w + j)
                 self.stage.finish(buffers, accs, slot + first * self.lanes, position)
 
-    def _reduce(self, buffers: dict[str, Any], at: TileAt, acc: Any) -> None:
+    def _reduce(self, buffers: dict[str, Any], at: TileAt, window: Window, acc: Any) -> None:
         """Loops over kernel rows, columns and reduction steps."""
-        problem, source = self.problem, self.problem.source
-        (kh, kw), (sh, sw), (dh, dw) = problem.kernel, problem.stride, problem.dilation
-        origin = source.offset(
-            at.n, at.h * sh - problem.padding[0], at.w * sw - problem.padding[2], 0
-        )
+        (kh, kw), (dh, dw) = self.problem.kernel, self.problem.dilation
         starts = self._range_starts(buffers, at)
-        steps, per_tap = self.reduction.steps, at.span.step * self.lanes * self.per_step
+        steps, per_step = self.reduction.steps, at.span.step * self.lanes * self.per_step
+        if self._contiguous(window):
+            steps, kw = steps * kw, 1
         weights = self._weight_base(at)
         with loop(kh) as row, loop(kw) as col:
-            x = T.Bind(origin + row * (dh * source.row_stride) + col * (dw * source.channels))
-            w = T.Bind(weights + (row * kw + col) * (steps * per_tap))
-            self._reduce_channels(buffers, at, acc, x, w, starts)
+            x = window.origin + row * (dh * window.row_stride) + col * (dw * window.channels)
+            w = T.Bind(weights + (row * kw + col) * (steps * per_step))
+            self._reduce_run(buffers["weights"], at, window, acc, T.Bind(x), w, starts, steps)
         if self.has_rest:
-            self._reduce_rest(buffers, at, acc, origin)
+            self._reduce_rest(buffers, at, window, acc)
 
-    def _reduce_rest(self, buffers: dict[str, Any], at: TileAt, acc: Any, origin: Any) -> None:
+    def _contiguous(self, window: Window) -> bool:
+        """Whether the steps of a kernel row follow one another, in memory and in chains."""
+        steps, chain = self.reduction.steps, max(self.mac.idiom.chain, 1)
+        whole = steps * self.per_step == window.channels and steps % chain == 0
+        return whole and self.problem.dilation[1] == 1 and self.problem.groups == 1
+
+    def _reduce_rest(self, buffers: dict[str, Any], at: TileAt, window: Window, acc: Any) -> None:
         """The extra steps of this block: as many as the data say."""
         block = at.span.first // self.tile.vectors + at.block
         first = T.Bind(buffers["rest_first"][block])
         count = T.Bind(buffers["rest_first"][block + 1] - first)
         per_step = self.tile.vectors * self.lanes * self.per_step
-        start = T.Bind(origin)
+        start = T.Bind(window.origin)
         with T.serial(count) as k:
             step = first + k
             x = T.Bind(start + buffers["rest_at"][step])
             w = T.Bind(step * per_step)
-            self._steps({**buffers, "weights": buffers["rest_weights"]}, at, acc, x, w, [0], 1)
+            self._steps(buffers["rest_weights"], at, window, acc, x, w, [0], 1)
 
     def _weight_base(self, at: TileAt) -> Any:
         per_vector = self.problem.taps * self.reduction.steps * self.lanes * self.per_step
@@ -200,34 +232,37 @@ class _GemmEmitter:
             return [0]
         return [T.Bind(buffers["starts"][at.vector + v]) for v in range(at.span.step)]
 
-    def _reduce_channels(
-        self, buffers: dict[str, Any], at: TileAt, acc: Any, x: Any, w: Any, starts: list[Any]
-    ) -> None:
-        """All reduction steps of one kernel position, `mac.unroll` at a time."""
-        per_tap = at.span.step * self.lanes * self.per_step
-        whole = self.reduction.steps // self.mac.unroll
+    def _reduce_run(
+        self, weights: Any, at: TileAt, window: Window, acc: Any, x: Any, w: Any,
+        starts: list[Any], steps: int,
+    ) -> None:  # fmt: skip
+        """Reduction steps on contiguous activations, `mac.unroll` at a time."""
+        per_step = at.span.step * self.lanes * self.per_step
+        whole = steps // self.mac.unroll
         if whole:
             with loop(whole) as i:
                 first = i * self.mac.unroll
                 self._steps(
-                    buffers, at, acc, x + first * self.per_step, w + first * per_tap,
+                    weights, at, window, acc, x + first * self.per_step, w + first * per_step,
                     starts, self.mac.unroll,
                 )  # fmt: skip
-        for k in range(whole * self.mac.unroll, self.reduction.steps):
-            self._steps(buffers, at, acc, x + k * self.per_step, w + k * per_tap, starts, 1)
+        for k in range(whole * self.mac.unroll, steps):
+            self._steps(
+                weights, at, window, acc, x + k * self.per_step, w + k * per_step, starts, 1
+            )
 
     def _steps(
-        self, buffers: dict[str, Any], at: TileAt, acc: Any, x: Any, w: Any, starts: list[Any],
-        count: int,
+        self, buffer: Any, at: TileAt, window: Window, acc: Any, x: Any, w: Any,
+        starts: list[Any], count: int,
     ) -> None:  # fmt: skip
         """`count` reduction steps of all pixels and vectors of the tile."""
-        source, (sh, sw) = self.problem.source, self.problem.stride
+        sh, sw = window.stride
         vectors, per_vector = at.span.step, self.lanes * self.per_step
         tiles = [
             [
                 self.mac.load_activations(
-                    buffers["x"],
-                    x + start + (i * sh * source.row_stride + j * sw * source.channels),
+                    window.buffer,
+                    x + start + (i * sh * window.row_stride + j * sw * window.channels),
                     count,
                 )
                 for start in starts
@@ -239,11 +274,7 @@ class _GemmEmitter:
             chain = range(first, min(first + size, count))
             weights = [
                 [
-                    T.Bind(
-                        self.mac.load_weights(
-                            buffers["weights"], w + (k * vectors + v) * per_vector
-                        )
-                    )
+                    T.Bind(self.mac.load_weights(buffer, w + (k * vectors + v) * per_vector))
                     for k in chain
                 ]
                 for v in range(vectors)

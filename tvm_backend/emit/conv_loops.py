@@ -45,6 +45,25 @@ class TileAt:
         return [(i, j) for i in range(self.th) for j in range(self.tw)]
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Where the windows of a tile's pixels lie.
+
+    Attributes:
+        buffer: Activations.
+        origin: Element the first pixel's window starts with.
+        row_stride: Elements from one row to the next.
+        channels: Elements from one column to the next.
+        stride: Rows and columns from one pixel's window to the next one's.
+    """
+
+    buffer: Any
+    origin: Any
+    row_stride: int
+    channels: int
+    stride: tuple[int, int]
+
+
 def visit_tiles(
     image: Image, tile: Tile, spans: Sequence[Span], abi: Abi, body: Callable[[TileAt], None]
 ) -> None:
@@ -58,7 +77,7 @@ def visit_tiles(
                     with loop(across.count) as j:
                         for span in spans:
                             with loop(span.count) as block:
-                                body(_place(n, i, j, down, across, span, block))
+                                body(place(n, i, j, down, across, span, block))
         return
     for span in spans:
         with outer_loop(span.count, abi) as block, loop(image.n) as n:
@@ -66,7 +85,7 @@ def visit_tiles(
                 with loop(down.count) as i:
                     for across in cols:
                         with loop(across.count) as j:
-                            body(_place(n, i, j, down, across, span, block))
+                            body(place(n, i, j, down, across, span, block))
 
 
 def divmod_index(index: Any, outer: int, inner: int) -> tuple[Any, Any]:
@@ -74,6 +93,7 @@ def divmod_index(index: Any, outer: int, inner: int) -> tuple[Any, Any]:
     return (index // inner, index % inner) if outer > 1 else (0, index)
 
 
-def _place(n: Any, i: Any, j: Any, down: Span, across: Span, span: Span, block: Any) -> TileAt:
+def place(n: Any, i: Any, j: Any, down: Span, across: Span, span: Span, block: Any) -> TileAt:
+    """The tile in row i and column j of tiles, of a run of channel blocks."""
     h, w = down.first + i * down.step, across.first + j * across.step
     return TileAt(n, h, w, down.step, across.step, span, block)

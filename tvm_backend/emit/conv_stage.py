@@ -19,7 +19,7 @@ from tvm_backend.emit.epilogue import OutputStage, Requantize
 from tvm_backend.emit.epilogue_isa import epilogue_isa
 from tvm_backend.emit.wide_requantize import WideRequantize
 from tvm_backend.layout import code_offset, code_width
-from tvm_backend.macs import Mac, mac_of, wide_mac_of
+from tvm_backend.macs import Mac, mac_of, staged_macs_of, wide_mac_of
 
 
 def conv_macs(
@@ -34,7 +34,8 @@ def conv_macs(
         target: Device.
     """
     if code_width(problem.source.dtype) is WIDTH_8:
-        return (mac_of(target.mac), *(mac_of(idiom) for idiom in target.chains))
+        chains = (mac_of(idiom) for idiom in target.chains)
+        return (mac_of(target.mac), *chains, *staged_macs_of(target))
     folded = torch.from_numpy(fold_zero_point(problem, weight, bias, len(weight)))
     largest = -code_offset(problem.source.dtype)
     narrow = fits_int32(torch.from_numpy(weight), folded, largest, WIDTH_16.max_shift)

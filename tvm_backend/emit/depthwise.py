@@ -71,7 +71,7 @@ def depthwise_kernel(
 def _fastest_exact(problem: ConvProblem, weight: np.ndarray, macs: Sequence[Mac]) -> Mac:
     """The first chained idiom that the taps of every channel allow, else the one without."""
     low, high = problem.input_bounds
-    for mac in macs[1:]:
+    for mac in (mac for mac in macs if mac.idiom.chain):
         rows = _row_groups(weight, mac.idiom.reduction)  # [C, G, R, KW]
         codes = rows.swapaxes(2, 3).reshape(len(weight), rows.shape[1], -1)
         if chain_is_exact(codes, mac.idiom, low, high):

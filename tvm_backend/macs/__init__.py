@@ -23,6 +23,8 @@ MACS: dict[MacIdiom, Mac] = {
     idioms.VPDPBUSD_512: Vpdpbusd512(),
     idioms.PMADDWD_512: pmaddwd_512.MAC,
     idioms.PMADDWD_256: pmaddwd_256.MAC,
+    idioms.PMADDWD_S16_512: pmaddwd_s16.MAC_512,
+    idioms.PMADDWD_S16_256: pmaddwd_s16.MAC_256,
     idioms.SDOT: sdot.MAC,
     idioms.USDOT: usdot.MAC,
     idioms.WIDEN: Widen(),
@@ -67,4 +69,13 @@ def wide_mac_of(target: Target, accumulator: str) -> Mac:
     return widen_s16.widen(target.mac, accumulator)
 
 
-__all__ = ["MACS", "Mac", "mac_of", "wide_mac_of"]
+def staged_macs_of(target: Target) -> tuple[Mac, ...]:
+    """What multiplies 8-bit activations that a kernel has first widened to int16, if anything.
+
+    It pays where the target's idiom widens them anyway, again for every block of output channels.
+    """
+    widening = (idioms.PMADDWD_256, idioms.PMADDWD_512)
+    return (pmaddwd_s16.MACS[target.mac],) if target.mac in widening else ()
+
+
+__all__ = ["MACS", "Mac", "mac_of", "staged_macs_of", "wide_mac_of"]

@@ -1,11 +1,14 @@
-"""x86, 16-bit activations: int16 in memory is what `pmaddwd` multiplies; weights are widened."""
+"""x86, activations in int16: that is what `pmaddwd` multiplies; weights are widened as they load.
+
+For activations of 16 bits, and for those of 8 bits that a kernel has widened in its own buffer.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fxquant.targets import MacIdiom, idioms
+from fxquant.targets import idioms
 from tvm_backend.macs.pmaddwd import Pmaddwd
 from tvm_backend.macs.vector import load, shuffle
 from tvm_backend.tvm_api import T
@@ -30,20 +33,14 @@ class PmaddwdS16(Pmaddwd):
         ]
 
 
-def _mac(lanes: int, registers: int, intrinsic: str) -> PmaddwdS16:
-    name = f"pmaddwd_s16_{32 * lanes}"
-    idiom = MacIdiom(name, lanes, 2, True, registers, activation_bits=16)
-    return PmaddwdS16(idiom, intrinsic)
-
-
-_MAC_256 = _mac(8, 16, "llvm.x86.avx2.pmadd.wd")
-_MAC_512 = _mac(16, 32, "llvm.x86.avx512.pmaddw.d.512")
+MAC_256 = PmaddwdS16(idioms.PMADDWD_S16_256, "llvm.x86.avx2.pmadd.wd")
+MAC_512 = PmaddwdS16(idioms.PMADDWD_S16_512, "llvm.x86.avx512.pmaddw.d.512")
 
 # By the idiom that the same target has for 8-bit activations.
 MACS = {
-    idioms.PMADDWD_256: _MAC_256,
-    idioms.PMADDWD_512: _MAC_512,
-    idioms.VPDPBUSD_512: _MAC_512,
+    idioms.PMADDWD_256: MAC_256,
+    idioms.PMADDWD_512: MAC_512,
+    idioms.VPDPBUSD_512: MAC_512,
 }
 
 
