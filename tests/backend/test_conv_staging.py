@@ -120,11 +120,15 @@ def _idiom(case: Case, target: Target, weight_limit: int = 128) -> str:
 
 
 def test_choice() -> None:
-    """Wide codes are staged where widening would be repeated and the target has no better idiom."""
+    """Wide codes are staged where widening would be repeated and nothing is better.
+
+    Not with codes for int16 chains, a single pixel, depthwise layers, or dot products.
+    """
     wide = Case("choice", 64, 128, 14, 14, (1, 1), padding=(0, 0, 0, 0))
     assert _idiom(wide, X86_AVX2) == "pmaddwd_s16_256"
     assert _idiom(replace(wide, kernel=(3, 3)), X86_AVX512) == "pmaddwd_s16_512"
     assert _idiom(wide, X86_AVX2, weight_limit=63) == "pmaddubsw_256_x1"
+    assert _idiom(replace(wide, h=1, w=1), X86_AVX2) == "pmaddwd_256"
     depthwise = Case("choice_depthwise", 32, 32, 14, 14, groups=32)
     assert _idiom(depthwise, X86_AVX2) == "pmaddwd_256"
     for target in (X86_VNNI, GENERIC, CORTEX_A53, ARMV7_NEON):

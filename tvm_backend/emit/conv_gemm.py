@@ -109,6 +109,8 @@ def _plan(problem: ConvProblem, weight: np.ndarray, mac: Mac) -> Plan:
     fraction = 0.0
     if mac.idiom.chain > max(reduction.steps, 1):
         return NEVER  # a chain ends with a kernel position; a shorter one fills it
+    if _is_staged(problem, mac) and problem.output.h * problem.output.w == 1:
+        return NEVER  # one pixel is bound by its weights
     if mac.idiom.chain:
         channels = np.arange(vectors * lanes).reshape(-1, lanes)
         codes = slot_codes(problem, weight, channels, reduction, mac)
