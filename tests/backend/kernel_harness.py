@@ -195,6 +195,13 @@ def compile_bare(kernel: Kernel, target: Target) -> Any:
         return tvm.get_global_func("target.build.llvm")(module, tgt)
 
 
+def largest_loop(kernel: Kernel, target: Target, mnemonic: str) -> str:
+    """Assembly of the innermost loop with most instructions of a name."""
+    parts = compile_bare(kernel, target).inspect_source("asm").split("\n.LBB")
+    bodies = [part.partition("\tb.ne\t")[0] for part in parts]
+    return max(bodies, key=lambda body: body.count(f"\t{mnemonic}\t"))
+
+
 def undefined_symbols(kernel: Kernel, target: Target) -> list[str]:
     """What the object of a BARE host kernel would need from libraries."""
     with tempfile.TemporaryDirectory() as folder:

@@ -14,6 +14,7 @@ from fxquant.numerics.width import WIDTH_8
 from fxquant.targets import (
     ARMV7_NEON,
     CORTEX_A53,
+    CORTEX_A76,
     GENERIC,
     NEOVERSE_V1,
     X86_AVX2,
@@ -36,6 +37,7 @@ from tests.backend.conv_cases import (
 )
 from tests.backend.kernel_harness import (
     from_storage,
+    largest_loop,
     run_kernel,
     to_storage,
     undefined_symbols,
@@ -214,6 +216,20 @@ def test_bare_kernels_need_no_library(name: str) -> None:
     residual = RESIDUAL if case.residual else None
     kernel = check(case, X86_VNNI, make_numbers(case), residual=residual)
     assert undefined_symbols(kernel, X86_VNNI) == []
+
+
+def test_dot_products_of_a_tile_stay_in_registers() -> None:
+    """24 accumulators, six registers of activations, and weights one after the other."""
+    case, target = Case("loop", 64, 64, 6, 24), CORTEX_A76
+    n = make_numbers(case)
+    kernel = conv2d_kernel(
+        case.problem(target), weight=n.weight.numpy(), bias=n.bias.numpy(),
+        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=target,
+        tile=Tile(1, 6, 4, True),
+    )  # fmt: skip
+    body = largest_loop(kernel, target, "sdot")
+    assert body.count("\tsdot\t") == 4 * 6 * 4
+    assert "[sp" not in body
 
 
 def test_equal_names_are_equal_code() -> None:

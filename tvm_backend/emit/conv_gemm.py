@@ -15,7 +15,7 @@ Zero points: `sum (x - zp) * w + bias == sum x * w + (bias - zp * sum w)`, folde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +41,7 @@ from tvm_backend.layout import code_width
 from tvm_backend.macs import Mac
 from tvm_backend.macs.chain import chain_is_exact
 from tvm_backend.macs.vector import load, loop, registers
-from tvm_backend.schedule.tiles import NEVER, Plan, Tile, plan_tile
+from tvm_backend.schedule.tiles import NEVER, Plan, Tile, holds_activations, plan_tile
 from tvm_backend.tvm_api import T
 
 
@@ -274,17 +274,47 @@ class _GemmEmitter:
         size = max(self.mac.idiom.chain, 1)
         for first in range(0, count, size):
             chain = range(first, min(first + size, count))
-            weights = [
-                [
+
+            def operands(m: int, chain: range = chain) -> list[list[Any]]:
+                return [[T.Bind(steps[k]) for k in chain] for steps in tiles[m]]
+
+            def weights(v: int, chain: range = chain) -> list[Any]:
+                return [
                     T.Bind(self.mac.load_weights(buffer, w + (k * vectors + v) * per_vector))
                     for k in chain
                 ]
-                for v in range(vectors)
-            ]
-            for m, activations in enumerate(tiles):
-                shared = [[T.Bind(steps[k]) for k in chain] for steps in activations]
+
+            self._multiply(acc, len(tiles), vectors, operands, weights)
+
+    def _multiply(
+        self, acc: Any, pixels: int, vectors: int, operands: Callable[[int], list[list[Any]]],
+        weights: Callable[[int], list[Any]],
+    ) -> None:  # fmt: skip
+        """One chain or step. What registers hold is loaded first, the rest when it is used.
+
+        Args:
+            acc: Accumulators.
+            pixels: Pixels of the tile.
+            vectors: Vectors of output channels.
+            operands: Activations of a pixel: one list, or one for each vector.
+            weights: Those of a vector.
+        """
+
+        def step(m: int, v: int, found: list[list[Any]], factors: list[Any]) -> None:
+            index = m * vectors + v
+            activations = found[v if len(found) > 1 else 0]
+            value = self.mac.multiply_accumulate(acc[index], activations, factors)
+            T.buffer_store(acc, value, [index])
+
+        if holds_activations(self.mac.idiom):
+            held = [operands(m) for m in range(pixels)]
+            for v in range(vectors):
+                factors = weights(v)
+                for m in range(pixels):
+                    step(m, v, held[m], factors)
+        else:
+            kept = [weights(v) for v in range(vectors)]
+            for m in range(pixels):
+                found = operands(m)
                 for v in range(vectors):
-                    a = shared[v if len(shared) > 1 else 0]
-                    index = m * vectors + v
-                    value = self.mac.multiply_accumulate(acc[index], a, weights[v])
-                    T.buffer_store(acc, value, [index])
+                    step(m, v, found, kept[v])

@@ -135,12 +135,17 @@ def finish_cycles(cost: MacCost, vectors: int) -> float:
     return 4 * fours * cost.finish[2] + 2 * twos * cost.finish[1] + ones * cost.finish[0]
 
 
+def holds_activations(mac: MacIdiom) -> bool:
+    """Whether a tile's activations stay in registers while weights pass through."""
+    return cost_of(mac).held_steps > 1
+
+
 def _fits(mac: MacIdiom, pixels: int, vectors: int) -> bool:
     """Accumulators, operands and temporaries fit the registers."""
     cost = cost_of(mac)
     # Held activations: every pixel has a register, and weights pass through one after the other.
     held = min(max(mac.chain, 1), 3)  # weight vectors of a chain that stay in registers
-    operands = pixels if cost.held_steps > 1 or pixels == 1 else vectors * held
+    operands = pixels if holds_activations(mac) or pixels == 1 else vectors * held
     return pixels * vectors + operands + 1 + cost.temporaries <= mac.registers
 
 
