@@ -19,6 +19,7 @@ from fxquant.targets import MacIdiom, Target
 from tvm_backend.devices import llvm_target
 from tvm_backend.kernel import Abi, Param, outer_loop, prim_func
 from tvm_backend.macs import Mac, mac_of
+from tvm_backend.macs.pixels import accumulator_type, load_group, pixel_groups
 from tvm_backend.macs.vector import constant, loop, registers, store
 from tvm_backend.tvm_api import PASS_CONFIG, T, tvm
 
@@ -46,7 +47,7 @@ class Peak:
 
 def tiles(idiom: MacIdiom) -> list[tuple[int, int]]:
     """(pixels, vectors) whose accumulators and operands fit the registers."""
-    return [(p, v) for p, v in _TILES if p * v + v + 2 <= idiom.registers]
+    return [(p, v) for p, v in _TILES if p % idiom.pixels == 0 and p * v + v + 2 <= idiom.registers]
 
 
 def peaks(target: Target, idiom: MacIdiom, threads: int) -> list[Peak]:
@@ -82,19 +83,19 @@ def block(mac: Mac) -> int:
 
 def _function(name: str, mac: Mac, extents: tuple[int, ...], params: list[Param]) -> Any:
     pixels, vectors, steps, repeats, threads = extents
-    idiom, count = mac.idiom, pixels * vectors
-    dtype = f"{idiom.accumulator}x{idiom.lanes}"
+    idiom, count = mac.idiom, pixels // mac.idiom.pixels * vectors
+    width = idiom.pixels * idiom.lanes
     with (
         prim_func(name, params, Abi.PACKED) as (built, p),
         outer_loop(threads, Abi.PACKED) if threads > 1 else loop(1) as thread,
     ):
-        acc = registers(count, dtype)
+        acc = registers(count, accumulator_type(idiom))
         for i in range(count):
-            T.buffer_store(acc, constant(0, idiom.accumulator, idiom.lanes), [i])
+            T.buffer_store(acc, constant(0, idiom.accumulator, width), [i])
         with loop(repeats), loop(steps // block(mac)) as i:
             _multiply(mac, (pixels, vectors, steps), p, i * block(mac), acc)
         for i in range(count):
-            store(p["y"], (thread * count + i) * idiom.lanes, acc[i], idiom.lanes)
+            store(p["y"], (thread * count + i) * width, acc[i], width)
     return built.func
 
 
@@ -108,11 +109,11 @@ def _multiply(
         [
             step
             for start in range(0, block(mac), mac.unroll)
-            for step in mac.load_activations(
-                p["x"], (m * steps + first + start) * depth, mac.unroll
+            for step in load_group(
+                mac, p["x"], [(m * steps + first + start) * depth for m in group], mac.unroll
             )
         ]
-        for m in range(pixels)
+        for group in pixel_groups(range(pixels), mac.idiom)
     ]
     chain = max(mac.idiom.chain, 1)
     for start in range(0, block(mac), chain):
@@ -124,8 +125,8 @@ def _multiply(
             ]
             for v in range(vectors)
         ]
-        for m in range(pixels):
-            shared = [T.Bind(activations[m][k]) for k in together]
+        for m, operands in enumerate(activations):
+            shared = [T.Bind(operands[k]) for k in together]
             for v in range(vectors):
                 index = m * vectors + v
                 value = mac.multiply_accumulate(acc[index], shared, weights[v])

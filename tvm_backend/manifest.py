@@ -86,7 +86,7 @@ class Manifest:
             )
         try:
             return Manifest(
-                _decode_target(record["target"]),
+                decode_target(record["target"]),
                 _decode_signature(record),
                 Summary(
                     {str(name): _count(count) for name, count in record["kernels"].items()},
@@ -192,6 +192,7 @@ def encode_target(target: Target) -> dict[str, Any]:
         "llvm": [[key, list(v) if isinstance(v, tuple) else v] for key, v in target.llvm],
         "mac": target.mac.name,
         "chains": [idiom.name for idiom in target.chains],
+        "matrix": [idiom.name for idiom in target.matrix],
         "vector_bits": target.vector_bits,
         "requires": list(target.requires),
         "emulator": target.emulator,
@@ -199,16 +200,18 @@ def encode_target(target: Target) -> dict[str, Any]:
     }
 
 
-def _decode_target(record: dict[str, Any]) -> Target:
+def decode_target(record: dict[str, Any]) -> Target:
+    """The inverse of `encode_target`."""
     llvm = tuple((k, tuple(v) if isinstance(v, list) else str(v)) for k, v in record["llvm"])
     known = {idiom.name: idiom for idiom in idioms.ALL}
-    names = [str(name) for name in (record["mac"], *record["chains"])]
-    unknown = [name for name in names if name not in known]
+    groups = [[str(name) for name in names]
+              for names in ([record["mac"]], record["chains"], record["matrix"])]  # fmt: skip
+    unknown = [name for names in groups for name in names if name not in known]
     if unknown:
         raise ValueError(f"unknown multiply-accumulate idiom {unknown[0]!r}")
-    mac, *chains = (known[name] for name in names)
+    (mac,), chains, matrix = (tuple(known[name] for name in names) for names in groups)
     requires = tuple(str(flag) for flag in record["requires"])
     return Target(
         str(record["name"]), llvm, mac, int(record["vector_bits"]), requires,
-        str(record["emulator"]), str(record["compiler"]), tuple(chains),
+        str(record["emulator"]), str(record["compiler"]), chains, matrix,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from fxquant.targets.idioms import (
     SMLAL_SADALP,
     SMULL_SADALP,
     USDOT,
+    USMMLA,
     VMLAL_VPADAL,
     VMULL_VPADAL,
 )
@@ -24,8 +25,9 @@ CORTEX_A76 = Target(
     "cortex_a76", (_A64, ("mcpu", "cortex-a76")), SDOT, 128, ("asimddp",), "qemu-aarch64", _GCC
 )
 NEOVERSE_V1 = Target(
-    "neoverse_v1", (_A64, ("mcpu", "neoverse-v1")), USDOT, 128, ("i8mm",), "qemu-aarch64", _GCC
-)
+    "neoverse_v1", (_A64, ("mcpu", "neoverse-v1")), USDOT, 128, ("i8mm",), "qemu-aarch64", _GCC,
+    matrix=(USMMLA,),
+)  # fmt: skip
 ARMV7_NEON = Target(
     "armv7_neon",
     (

@@ -13,14 +13,16 @@ class MacIdiom:
 
     Attributes:
         name: Suffix of kernel names, and the name of the mirror file in `tvm_backend/macs/`.
-        lanes: Accumulators in one vector.
-        reduction: Products summed into each lane by one step (1, 2 or 4).
+        lanes: Output channels of one vector.
+        reduction: Products summed into each lane by one step (1, 2, 4 or 8).
         signed_activations: Activations stored as int8 (`code - 128`) if true, else as uint8.
         registers: Architectural vector registers, for tile selection.
         activation_bits: 8, or 16 for activations stored as int16 (`code - 2^15`).
         accumulator: int32 or int64; uint32 where sums wrap.
         chain: Steps whose products are summed in int16 before they are widened; 0 where every
             product is widened at once. Exact only for layers whose codes prove it.
+        pixels: Output pixels one step multiplies with the same weights; more than 1 where an
+            instruction multiplies matrices.
     """
 
     name: str
@@ -31,6 +33,7 @@ class MacIdiom:
     activation_bits: int = 8
     accumulator: str = "int32"
     chain: int = 0
+    pixels: int = 1
 
     @property
     def storage(self) -> str:
@@ -57,6 +60,8 @@ class Target:
         compiler: C compiler that links for it, or "" for the host's.
         chains: Idioms with int16 chains, longest first; each layer takes the first its codes
             prove exact, else `mac`. They have the lanes and the storage of `mac`.
+        matrix: Idioms of several pixels, which dense layers take where the cost model finds them
+            faster. They have the lanes and the storage of `mac`, too.
     """
 
     name: str
@@ -67,6 +72,7 @@ class Target:
     emulator: str = ""
     compiler: str = ""
     chains: tuple[MacIdiom, ...] = ()
+    matrix: tuple[MacIdiom, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name or self.vector_bits not in (32, 64, 128, 256, 512):
@@ -74,14 +80,21 @@ class Target:
                 f"target {self.name!r} with {self.vector_bits}-bit vectors is invalid",
                 remedy="give a name and vector_bits of 32, 64, 128, 256 or 512",
             )
-        for idiom in self.chains:
+        for idiom in self.idioms[1:]:
             alike = (idiom.lanes, idiom.storage) == (self.mac.lanes, self.mac.storage)
-            if not (alike and idiom.chain):
+            kind = bool(idiom.chain), idiom.pixels > 1
+            if not alike or kind != (idiom in self.chains, idiom in self.matrix):
                 raise TargetError(
                     f"target {self.name!r} cannot use {idiom.name!r} beside {self.mac.name!r}",
-                    why="an idiom with int16 chains shares lanes and storage with the other one",
-                    remedy="list idioms with a chain and the same lanes and storage",
+                    why="idioms of one target share lanes and storage",
+                    remedy="list idioms of the same lanes and storage: in `chains` those with a "
+                    "chain, in `matrix` those of several pixels",
                 )
+
+    @property
+    def idioms(self) -> tuple[MacIdiom, ...]:
+        """All idioms for 8-bit activations; the first serves every layer."""
+        return (self.mac, *self.chains, *self.matrix)
 
     @property
     def triple(self) -> str:

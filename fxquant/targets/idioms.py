@@ -11,6 +11,7 @@ PMADDWD_S16_512 = MacIdiom("pmaddwd_s16_512", 16, 2, True, registers=32, activat
 PMADDWD_S16_256 = MacIdiom("pmaddwd_s16_256", 8, 2, True, registers=16, activation_bits=16)
 SDOT = MacIdiom("sdot", 4, 4, signed_activations=True, registers=32)
 USDOT = MacIdiom("usdot", 4, 4, signed_activations=False, registers=32)
+USMMLA = MacIdiom("usmmla", 4, 8, signed_activations=False, registers=32, pixels=2)
 SMULL_SADALP = MacIdiom("smull_sadalp", 4, 2, signed_activations=True, registers=32)
 VMULL_VPADAL = MacIdiom("vmull_vpadal", 4, 2, signed_activations=True, registers=16)
 WIDEN = MacIdiom("widen", 4, 1, signed_activations=False, registers=16)
@@ -36,6 +37,7 @@ ALL = (
     PMADDWD_S16_256,
     SDOT,
     USDOT,
+    USMMLA,
     SMULL_SADALP,
     VMULL_VPADAL,
     WIDEN,

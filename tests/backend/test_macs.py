@@ -24,33 +24,38 @@ from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Flat
 from tvm_backend.macs import MACS, Mac, mac_of, wide_mac_of
 from tvm_backend.macs.chain import ELEMENTS, chain_is_exact
+from tvm_backend.macs.pixels import load_group, rows, spread
 from tvm_backend.macs.vector import load, store
 
 ROWS = 64
 
 
 def _mac_kernel(mac: Mac, steps: int) -> Kernel:
-    """ROWS independent chains of `steps` multiply-accumulates."""
+    """ROWS independent chains of `steps` multiply-accumulates, for each pixel of the idiom."""
     idiom = mac.idiom
-    lanes, reduction = idiom.lanes, idiom.reduction
+    lanes, reduction, pixels = idiom.lanes, idiom.reduction, idiom.pixels
     per_step = lanes * reduction
     params = (
-        Param("x", (ROWS * steps * reduction,), idiom.storage),
+        Param("x", (ROWS * pixels * steps * reduction,), idiom.storage),
         Param("w", (ROWS * steps * per_step,), "int8"),
         Param("acc", (ROWS * lanes,), idiom.accumulator),
-        Param("y", (ROWS * lanes,), idiom.accumulator),
+        Param("y", (ROWS * pixels * lanes,), idiom.accumulator),
     )
     name = f"mac_test_{steps}__{idiom.name}"
 
     def build(abi: Abi):
         with prim_func(name, params, abi) as (built, p):
             for row in range(ROWS):
-                acc = load(p["acc"], row * lanes, lanes)
-                start = row * steps
-                activations = mac.load_activations(p["x"], start * reduction, steps)
-                weights = [mac.load_weights(p["w"], (start + i) * per_step) for i in range(steps)]
+                acc = spread(mac, load(p["acc"], row * lanes, lanes))
+                first = row * pixels
+                offsets = [(first + i) * steps * reduction for i in range(pixels)]
+                activations = load_group(mac, p["x"], offsets, steps)
+                weights = [
+                    mac.load_weights(p["w"], (row * steps + i) * per_step) for i in range(steps)
+                ]
                 acc = mac.multiply_accumulate(acc, activations, weights)
-                store(p["y"], row * lanes, acc, lanes)
+                for i, result in enumerate(rows(mac, acc)):
+                    store(p["y"], (first + i) * lanes, result, lanes)
         return built.func
 
     *inputs, output = (Flat(p.shape, p.dtype) for p in params)
@@ -62,7 +67,7 @@ def _operands(idiom: MacIdiom, steps: int) -> tuple[np.ndarray, np.ndarray, np.n
     rng = np.random.default_rng(7)
     limits = np.iinfo(idiom.storage)
     low, high = int(limits.min), int(limits.max)
-    x = rng.integers(low, high + 1, (ROWS, steps, idiom.reduction))
+    x = rng.integers(low, high + 1, (ROWS, idiom.pixels, steps, idiom.reduction))
     w = rng.integers(-128, 128, (ROWS, steps, idiom.lanes, idiom.reduction))
     extremes = [(a, b) for a in (low, high) for b in (-128, -127, 127)]
     for row, (a, b) in enumerate(extremes):
@@ -88,7 +93,8 @@ def _largest_chains(idiom: MacIdiom, w: np.ndarray, low: int, high: int) -> np.n
 
 def _check(target: Target, mac: Mac, steps: int) -> None:
     x, w, acc = _operands(mac.idiom, steps)
-    expected = acc + np.einsum("nsr,nslr->nl", x.astype("int64"), w.astype("int64"))
+    sums = np.einsum("npsr,nslr->npl", x.astype("int64"), w.astype("int64"))
+    expected = acc[:, None] + sums
     kernel = _mac_kernel(mac, steps)
     got = run_kernel(kernel, target, x.reshape(-1), w.reshape(-1), acc.reshape(-1))
     assert (got.reshape(expected.shape) == expected).all()
@@ -96,8 +102,8 @@ def _check(target: Target, mac: Mac, steps: int) -> None:
 
 def _check_all(target: Target) -> None:
     """The idioms for 8-bit activations and both for 16-bit ones."""
-    eight_bits = (target.mac, *target.chains)
-    macs = [wide_mac_of(target, "int32"), wide_mac_of(target, "int64"), *map(mac_of, eight_bits)]
+    wide = [wide_mac_of(target, "int32"), wide_mac_of(target, "int64")]
+    macs = [*wide, *map(mac_of, target.idioms)]
     for mac in macs:
         for steps in {1, mac.unroll}:
             _check(target, mac, steps)

@@ -2,8 +2,9 @@
 
 For each register tile of M pixels x NB vectors of output channels: the accumulators start at
 the bias, loops over kernel rows, columns and groups of input channels multiply activations
-(broadcast) by packed weights, and the output stage finishes the accumulators. The input is read
-in place: the halo makes padding ordinary memory, so a pixel's window is base + constant.
+(broadcast) by packed weights, and the output stage finishes the accumulators. Idioms that multiply
+matrices do so for groups of pixels (`macs/pixels.py`). The input is read in place: the halo makes
+padding ordinary memory, so a pixel's window is base + constant.
 
 Idioms of wider activations than the input has read a copy that the kernel widens block by block
 (`conv_staging.py`). Idioms with int16 chains take the weights their chains can hold;
@@ -40,6 +41,7 @@ from tvm_backend.kernel import Abi, Kernel
 from tvm_backend.layout import code_width
 from tvm_backend.macs import Mac
 from tvm_backend.macs.chain import chain_is_exact
+from tvm_backend.macs.pixels import accumulator_type, load_group, pixel_groups, rows, spread
 from tvm_backend.macs.vector import load, loop, registers
 from tvm_backend.schedule.tiles import NEVER, Plan, Tile, holds_activations, plan_tile
 from tvm_backend.tvm_api import T
@@ -107,6 +109,10 @@ def _plan(problem: ConvProblem, weight: np.ndarray, mac: Mac) -> Plan:
     vectors = -(-problem.output.c // lanes)
     reduction = reduction_ranges(problem, vectors, mac)
     fraction = 0.0
+    if problem.source.channels % mac.idiom.reduction:
+        return NEVER  # a step would read over the end of the last pixel
+    if problem.output.h * problem.output.w < mac.idiom.pixels:
+        return NEVER
     if mac.idiom.chain > max(reduction.steps, 1):
         return NEVER  # a chain ends with a kernel position; a shorter one fills it
     if _is_staged(problem, mac) and problem.output.h * problem.output.w == 1:
@@ -176,19 +182,22 @@ class _GemmEmitter:
             visit_tiles(self.problem.output, self.tile, spans, abi, direct)
 
     def _emit_tile(self, buffers: dict[str, Any], at: TileAt, window: Window) -> None:
-        vectors, pixels = at.span.step, at.pixels
-        acc = registers(len(pixels) * vectors, f"{self.mac.idiom.accumulator}x{self.lanes}")
+        vectors, groups = at.span.step, pixel_groups(at.pixels, self.mac.idiom)
+        acc = registers(len(groups) * vectors, accumulator_type(self.mac.idiom))
         slot = T.Bind(at.vector * self.lanes)
         for v in range(vectors):
-            bias = T.Bind(load(buffers["bias"], slot + v * self.lanes, self.lanes))
-            for m in range(len(pixels)):
-                T.buffer_store(acc, bias, [m * vectors + v])
+            bias = load(buffers["bias"], slot + v * self.lanes, self.lanes)
+            start = T.Bind(spread(self.mac, bias))
+            for m in range(len(groups)):
+                T.buffer_store(acc, start, [m * vectors + v])
         self._reduce(buffers, at, window, acc)
-        for m, (i, j) in enumerate(pixels):
-            for first, size in self.blocks.chunks_of(vectors):
-                accs = [acc[m * vectors + first + k] for k in range(size)]
-                position = (at.n, at.h + i, at.w + j)
-                self.stage.finish(buffers, accs, slot + first * self.lanes, position)
+        for m, pixels in enumerate(groups):
+            finished = [rows(self.mac, acc[m * vectors + v]) for v in range(vectors)]
+            for p, (i, j) in enumerate(pixels):
+                for first, size in self.blocks.chunks_of(vectors):
+                    accs = [vector[p] for vector in finished[first : first + size]]
+                    position = (at.n, at.h + i, at.w + j)
+                    self.stage.finish(buffers, accs, slot + first * self.lanes, position)
 
     def _reduce(self, buffers: dict[str, Any], at: TileAt, window: Window, acc: Any) -> None:
         """Loops over kernel rows, columns and reduction steps."""
@@ -262,14 +271,18 @@ class _GemmEmitter:
         vectors, per_vector = at.span.step, self.lanes * self.per_step
         tiles = [
             [
-                self.mac.load_activations(
+                load_group(
+                    self.mac,
                     window.buffer,
-                    x + start + (i * sh * window.row_stride + j * sw * window.channels),
+                    [
+                        x + start + (i * sh * window.row_stride + j * sw * window.channels)
+                        for i, j in pixels
+                    ],
                     count,
                 )
                 for start in starts
             ]
-            for i, j in at.pixels
+            for pixels in pixel_groups(at.pixels, self.mac.idiom)
         ]
         size = max(self.mac.idiom.chain, 1)
         for first in range(0, count, size):
@@ -287,16 +300,16 @@ class _GemmEmitter:
             self._multiply(acc, len(tiles), vectors, operands, weights)
 
     def _multiply(
-        self, acc: Any, pixels: int, vectors: int, operands: Callable[[int], list[list[Any]]],
+        self, acc: Any, groups: int, vectors: int, operands: Callable[[int], list[list[Any]]],
         weights: Callable[[int], list[Any]],
     ) -> None:  # fmt: skip
         """One chain or step. What registers hold is loaded first, the rest when it is used.
 
         Args:
             acc: Accumulators.
-            pixels: Pixels of the tile.
+            groups: Groups of pixels.
             vectors: Vectors of output channels.
-            operands: Activations of a pixel: one list, or one for each vector.
+            operands: Activations of a group: one list, or one for each vector.
             weights: Those of a vector.
         """
 
@@ -307,14 +320,14 @@ class _GemmEmitter:
             T.buffer_store(acc, value, [index])
 
         if holds_activations(self.mac.idiom):
-            held = [operands(m) for m in range(pixels)]
+            held = [operands(m) for m in range(groups)]
             for v in range(vectors):
                 factors = weights(v)
-                for m in range(pixels):
+                for m in range(groups):
                     step(m, v, held[m], factors)
         else:
             kept = [weights(v) for v in range(vectors)]
-            for m in range(pixels):
+            for m in range(groups):
                 found = operands(m)
                 for v in range(vectors):
                     step(m, v, found, kept[v])

@@ -34,8 +34,8 @@ def conv_macs(
         target: Device.
     """
     if code_width(problem.source.dtype) is WIDTH_8:
-        chains = (mac_of(idiom) for idiom in target.chains)
-        return (mac_of(target.mac), *chains, *staged_macs_of(target))
+        direct = (mac_of(idiom) for idiom in target.idioms)
+        return (*direct, *staged_macs_of(target))
     folded = torch.from_numpy(fold_zero_point(problem, weight, bias, len(weight)))
     largest = -code_offset(problem.source.dtype)
     narrow = fits_int32(torch.from_numpy(weight), folded, largest, WIDTH_16.max_shift)

@@ -19,6 +19,7 @@ from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputStage
 from tvm_backend.kernel import Abi, Kernel
 from tvm_backend.macs import Mac
+from tvm_backend.macs.base import RowMac
 from tvm_backend.macs.chain import chain_is_exact
 from tvm_backend.macs.vector import constant, load, loop, registers
 from tvm_backend.schedule.tiles import Span, Tile, choose_depthwise_tile
@@ -52,7 +53,7 @@ def depthwise_kernel(
             that is exact for these codes is taken before it.
         tile: Register tile of one row of pixels; by default a rule.
     """
-    mac = _fastest_exact(problem, weight, macs)
+    mac = _fastest_exact(problem, weight, [m for m in macs if isinstance(m, RowMac)])
     lanes = mac.idiom.lanes
     vectors = -(-problem.output.c // lanes)
     sizes = stage.chunk_sizes()
@@ -68,7 +69,7 @@ def depthwise_kernel(
     return assemble(name, problem, stage, constants, emitter.emit)
 
 
-def _fastest_exact(problem: ConvProblem, weight: np.ndarray, macs: Sequence[Mac]) -> Mac:
+def _fastest_exact(problem: ConvProblem, weight: np.ndarray, macs: Sequence[RowMac]) -> RowMac:
     """The first chained idiom that the taps of every channel allow, else the one without."""
     low, high = problem.input_bounds
     for mac in (mac for mac in macs if mac.idiom.chain):
@@ -128,7 +129,7 @@ class _DepthwiseEmitter:
         self,
         problem: ConvProblem,
         stage: OutputStage,
-        mac: Mac,
+        mac: RowMac,
         tile: Tile,
         blocks: ChannelBlocks,
     ) -> None:

@@ -16,6 +16,7 @@ from tvm_backend.macs import (
     widen_s16,
 )
 from tvm_backend.macs.base import Mac
+from tvm_backend.macs.usmmla import Usmmla
 from tvm_backend.macs.vpdpbusd_512 import Vpdpbusd512
 from tvm_backend.macs.widen import Widen
 
@@ -27,6 +28,7 @@ MACS: dict[MacIdiom, Mac] = {
     idioms.PMADDWD_S16_256: pmaddwd_s16.MAC_256,
     idioms.SDOT: sdot.MAC,
     idioms.USDOT: usdot.MAC,
+    idioms.USMMLA: Usmmla(),
     idioms.WIDEN: Widen(),
     **{
         mac.idiom: mac

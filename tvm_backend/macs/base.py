@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fxquant.targets import MacIdiom
 
@@ -11,6 +11,7 @@ from fxquant.targets import MacIdiom
 class Mac(Protocol):
     """Emits `acc[l] += sum_r activation[r] * weight[l, r]` on accumulator vectors, exactly.
 
+    Accumulators hold one pixel, or several of a `MatrixMac`; `pixels.py` serves both.
     A weight vector is `lanes * reduction` int8 codes in memory, `[lanes][reduction]`; in
     registers it has the form its own `multiply_accumulate` wants.
     """
@@ -36,6 +37,24 @@ class Mac(Protocol):
         """
         ...
 
+    def multiply_accumulate(
+        self, acc: Any, activations: Sequence[Any], weights: Sequence[Any]
+    ) -> Any:
+        """The new accumulator.
+
+        Args:
+            acc: The old one.
+            activations: Operands of one or more reduction steps; at most `idiom.chain` of them
+                where the idiom has a chain.
+            weights: As many.
+        """
+        ...
+
+
+@runtime_checkable
+class RowMac(Mac, Protocol):
+    """A Mac of one pixel; it serves depthwise layers as well."""
+
     def interleave(self, rows: list[Any], vectors: int) -> list[Any]:
         """Activations for depthwise layers: lane l holds element l of every row.
 
@@ -48,15 +67,23 @@ class Mac(Protocol):
         """
         ...
 
-    def multiply_accumulate(
-        self, acc: Any, activations: Sequence[Any], weights: Sequence[Any]
-    ) -> Any:
-        """The new accumulator.
 
-        Args:
-            acc: The old one.
-            activations: Operands of one or more reduction steps; at most `idiom.chain` of them
-                where the idiom has a chain.
-            weights: As many.
-        """
+@runtime_checkable
+class MatrixMac(Mac, Protocol):
+    """A Mac of `idiom.pixels` pixels: every step multiplies them all by the same weights.
+
+    An accumulator has `pixels * lanes` elements in an order of its own. `load_activations` loads
+    one pixel, without broadcasting it.
+    """
+
+    def join(self, pixels: Sequence[Any]) -> Any:
+        """The operand of several pixels; what stands for missing ones does not matter."""
+        ...
+
+    def spread(self, row: Any) -> Any:
+        """The accumulator whose pixels all hold `row`, a vector of `lanes`."""
+        ...
+
+    def rows(self, acc: Any) -> list[Any]:
+        """One vector of `lanes` a pixel."""
         ...

@@ -77,6 +77,7 @@ class MacCost:
         temporaries: Registers for intermediate products.
         held_steps: Steps whose activations one register holds; 1 if they are loaded when used.
         finish: Cycles to requantize and store one vector, alone and as one of 2 and of 4.
+        registers: Registers of an accumulator, and of a weight vector.
     """
 
     instructions: float = 2
@@ -84,6 +85,7 @@ class MacCost:
     temporaries: int = 1
     held_steps: int = 1
     finish: tuple[float, float, float] = (4, 4, 4)
+    registers: int = 1
 
 
 _FINISH_256 = (5.0, 3.5, 2.0)
@@ -111,6 +113,10 @@ _COSTS = {
     },
     idioms.SDOT: MacCost(instructions=1, temporaries=0, held_steps=4),
     idioms.USDOT: MacCost(instructions=1, temporaries=0, held_steps=4),
+    # Counted: pairing two steps of two pixels takes three moves, a row of an accumulator one.
+    idioms.USMMLA: MacCost(
+        2, conversions=(0, 1.5), temporaries=1, held_steps=2, finish=(4.5, 4.5, 4.5), registers=2
+    ),
 }
 _SINGLE_STEP = _CHAIN_INSTRUCTIONS[1]
 LATENCY = 5  # cycles of a multiply-accumulate
@@ -143,10 +149,11 @@ def holds_activations(mac: MacIdiom) -> bool:
 def _fits(mac: MacIdiom, pixels: int, vectors: int) -> bool:
     """Accumulators, operands and temporaries fit the registers."""
     cost = cost_of(mac)
+    groups = -(-pixels // mac.pixels)
     # Held activations: every pixel has a register, and weights pass through one after the other.
     held = min(max(mac.chain, 1), 3)  # weight vectors of a chain that stay in registers
-    operands = pixels if holds_activations(mac) or pixels == 1 else vectors * held
-    return pixels * vectors + operands + 1 + cost.temporaries <= mac.registers
+    operands = groups * mac.pixels if holds_activations(mac) or pixels == 1 else vectors * held
+    return (groups * vectors + 1) * cost.registers + operands + cost.temporaries <= mac.registers
 
 
 def _cycles(
@@ -164,9 +171,10 @@ def _cycles(
         streamed: Weights come from memory.
     """
     cost = cost_of(mac)
-    dots = pixels * vectors
-    activations = (pixels if shared else dots) / cost.held_steps
-    loads = vectors + activations
+    groups = -(-pixels // mac.pixels)
+    dots = groups * vectors
+    activations = (groups if shared else dots) * mac.pixels / cost.held_steps
+    loads = vectors * cost.registers + activations
     conversions = vectors * cost.conversions[0] + activations * cost.conversions[1]
     arithmetic = dots * cost.instructions + conversions
     traffic = vectors * mac.lanes * mac.reduction / STREAMED_BYTES if streamed else 0
