@@ -32,6 +32,9 @@ CASES = [
     (Case("rows", 16, 64, 7, 7, (3, 2), (2, 1), (2, 1, 0, 1), (1, 2)), Tile(2, 3, 3, True)),
     (Case("residual", 33, 48, 5, 5, residual=True, clip=(1, 254)), Tile(1, 4, 4, True)),
     (Case("odd_residual", 16, 18, 3, 7, residual=True, output_zero_point=0), None),
+    # Kernel rows over pixels of 4 channels: 12 and 28 elements.
+    (Case("stem_3x3", 3, 64, 8, 24, stride=(2, 2), multiple=4), None),
+    (Case("stem_7x7", 3, 24, 12, 16, (7, 7), (2, 2), (3, 3, 3, 3), n=2, multiple=4), None),
     (Case("grouped", 48, 96, 5, 5, groups=3), None),
 ]
 
@@ -101,14 +104,14 @@ def _kernel(case: Case):
 @pytest.mark.parametrize(
     "case",
     [
-        Case("stem", 3, 32, 9, 9, stride=(2, 2), multiple=INPUT_CHANNEL_MULTIPLE),
+        Case("end_of_memory", 3, 32, 9, 9, stride=(2, 2), multiple=INPUT_CHANNEL_MULTIPLE),
         Case("single", 32, 32, 1, 1),
         Case("depthwise", 32, 32, 5, 6, groups=32),
     ],
     ids=str,
 )
 def test_other_layers_keep_dot_products(case: Case) -> None:
-    """Pixels of 4 channels, a single pixel, and layers without a common operand."""
+    """A step beyond the last pixel, a single pixel, and layers without a common operand."""
     assert _kernel(case).name.endswith("__usdot")
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from tvm_backend.emit.conv_assemble import assemble, fold_zero_point, kernel_name
+from tvm_backend.emit.conv_columns import columns_as_channels, stays_inside
 from tvm_backend.emit.conv_loops import TileAt, Window, visit_tiles
 from tvm_backend.emit.conv_pack import (
     ChannelBlocks,
@@ -67,6 +68,7 @@ def gemm_kernel(
         mac: What multiplies and accumulates.
         tile: Register tile.
     """
+    stored, (problem, weight) = problem, columns_as_channels(problem, weight, mac)
     lanes = mac.idiom.lanes
     vectors = -(-problem.output.c // lanes)
     reduction = reduction_ranges(problem, vectors, mac)
@@ -87,8 +89,8 @@ def gemm_kernel(
         ("weights", packed), *constants, *stage.constants(folded, blocks.all_chunks())
     ]  # fmt: skip
     emitter = _GemmEmitter(problem, stage, mac, tile, blocks, reduction, bool(suffix))
-    name = kernel_name(operator, problem, stage, tile, mac.idiom, suffix)
-    return assemble(name, problem, stage, constants, emitter.emit)
+    name = kernel_name(operator, stored, stage, tile, mac.idiom, suffix)
+    return assemble(name, stored, stage, constants, emitter.emit)
 
 
 def fastest(problem: ConvProblem, weight: np.ndarray, macs: Sequence[Mac]) -> tuple[Mac, Plan]:
@@ -99,7 +101,7 @@ def fastest(problem: ConvProblem, weight: np.ndarray, macs: Sequence[Mac]) -> tu
         weight: int8 `[O, C/groups, KH, KW]`.
         macs: What can multiply and accumulate.
     """
-    plans = ((mac, _plan(problem, weight, mac)) for mac in macs)
+    plans = ((mac, _plan(*columns_as_channels(problem, weight, mac), mac)) for mac in macs)
     return min(plans, key=lambda pair: pair[1].cycles)
 
 
@@ -109,9 +111,7 @@ def _plan(problem: ConvProblem, weight: np.ndarray, mac: Mac) -> Plan:
     vectors = -(-problem.output.c // lanes)
     reduction = reduction_ranges(problem, vectors, mac)
     fraction = 0.0
-    if problem.source.channels % mac.idiom.reduction:
-        return NEVER  # a step would read over the end of the last pixel
-    if problem.output.h * problem.output.w < mac.idiom.pixels:
+    if problem.output.h * problem.output.w < mac.idiom.pixels or not stays_inside(problem, mac):
         return NEVER
     if mac.idiom.chain > max(reduction.steps, 1):
         return NEVER  # a chain ends with a kernel position; a shorter one fills it
