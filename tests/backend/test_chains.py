@@ -24,7 +24,7 @@ from tvm_backend.macs.chain import chain_bounds, chain_is_exact
 from tvm_backend.schedule.tiles import plan_tile, split
 
 CHAINS = (*idioms.PMADDUBSW_256, *idioms.SMLAL_SADALP)
-SEVEN_BITS = ("odd", "pointwise", "strided_dilated", "stem", "residual", "grouped",
+SEVEN_BITS = ("odd", "pointwise", "wide_block", "strided_dilated", "stem", "residual", "grouped",
               "depthwise", "depthwise_odd", "depthwise_5x5", "depthwise_dilated")  # fmt: skip
 
 
@@ -73,8 +73,7 @@ def _seven_bits(case: Case) -> tuple[Case, Numbers]:
 
 
 def _targets(names: tuple[str, ...]) -> list:
-    wide_block = Case("wide_block", 40, 80, 3, 3, kernel=(1, 1), padding=(0, 0, 0, 0))
-    cases = [wide_block, *(case for case in CASES if case.name in names)]
+    cases = [case for case in CASES if case.name in names]
     return [
         pytest.param(target, case, marks=[pytest.mark.qemu] if target.emulator else [],
                      id=f"{target}-{case}")

@@ -115,6 +115,7 @@ def _idiom(case: Case, target: Target, weight_limit: int = 128) -> str:
     kernel = conv2d_kernel(
         case.problem(target), weight=n.weight.numpy(), bias=n.bias.numpy(),
         multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=target,
+        winograd=False,
     )  # fmt: skip
     return kernel.name.rpartition("__")[2]
 

@@ -101,7 +101,7 @@ _COSTS = {
     idioms.PMADDWD_256: MacCost(1.6, conversions=(0, 1), finish=_FINISH_256),
     # Measured on AVX2; with 512 bits widening has a port of its own less, as derived above.
     idioms.PMADDWD_S16_512: MacCost(1.32, conversions=(1, 0.05)),
-    idioms.PMADDWD_S16_256: MacCost(1.32, conversions=(0.3, 0.05), finish=(5.0, 2.8, 2.0)),
+    idioms.PMADDWD_S16_256: MacCost(1.32, conversions=(0.3, 0.05), finish=_FINISH_256),
     **{
         idiom: MacCost(1 + 1 / max(idiom.chain, 1), conversions=(1, 1), temporaries=3)
         for idiom in (
