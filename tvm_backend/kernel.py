@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -26,6 +26,41 @@ class Abi(Enum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Variant:
+    """One schedule of a kernel: the same results, other code and other packing of constants.
+
+    Attributes:
+        name: `<tile>__<idiom>`.
+        make: Makes the kernel.
+    """
+
+    name: str
+    make: Callable[[], Kernel]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Variants:
+    """All schedules of a kernel.
+
+    Attributes:
+        problem: Describes what they have in common: equal problems have variants of equal names.
+        default: Name of the cost model's choice.
+        bounds: Smallest and largest element of the first input; the proof that all of them are
+            exact rests on it.
+        ranked: Makes the list of all, the most promising first.
+    """
+
+    problem: str
+    default: str
+    bounds: tuple[int, int]
+    ranked: Callable[[], list[Variant]]
+
+    def by_name(self) -> dict[str, Variant]:
+        """All of them by name."""
+        return {variant.name: variant for variant in self.ranked()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Kernel:
     """A kernel call without its values.
 
@@ -40,6 +75,7 @@ class Kernel:
             before the one output element that lies in its place is written.
         workspace: Memory a BARE kernel needs while it runs, parameters after the output; PACKED
             kernels allocate it themselves, where threads need their own once a thread.
+        variants: Its schedules, where there are several.
     """
 
     name: str
@@ -49,11 +85,17 @@ class Kernel:
     output: Storage
     in_place: tuple[int, ...] = ()
     workspace: tuple[Flat, ...] = ()
+    variants: Variants | None = None
 
     @property
     def workspace_bytes(self) -> tuple[int, ...]:
         """Bytes of every part of the workspace."""
         return tuple(part.size * np.dtype(part.dtype).itemsize for part in self.workspace)
+
+    def scheduled(self, variant: Variant) -> Kernel:
+        """This kernel by another schedule, between the same storages."""
+        made = variant.make()
+        return replace(made, inputs=self.inputs, output=self.output, variants=self.variants)
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,8 +197,19 @@ def check(
     residual: dict | None = None,
     abi: Abi = Abi.PACKED,
     tile: Tile | WinogradPlan | None = None,
+    variant: int | None = None,
 ) -> Kernel:
-    """Run the kernel of a case and compare every code and the halo with the reference."""
+    """Run the kernel of a case and compare every code and the halo with the reference.
+
+    Args:
+        case: The convolution.
+        target: Device.
+        numbers: Operands.
+        residual: Arguments of the residual.
+        abi: Calling convention.
+        tile: Register tile.
+        variant: Position of a schedule among the kernel's, to take instead of the default.
+    """
     second = None
     if residual:
         storage = image(case.output_shape, stored(target, case.residual_bits), (0, 1, 2, 0))
@@ -209,6 +220,10 @@ def check(
         problem, weight=n.weight.numpy(), bias=n.bias.numpy(), multiplier=n.multiplier.numpy(),
         shift=n.shift.numpy(), target=target, tile=tile, winograd=False,
     )  # fmt: skip
+    if variant is not None:
+        assert kernel.variants is not None
+        ranked = kernel.variants.ranked()
+        kernel = kernel.scheduled(ranked[variant % len(ranked)])
     arrays = [to_storage(n.x, problem.source, case.input_zero_point)]
     if second:
         arrays.append(to_storage(n.residual, second.image, second.zero_point))

@@ -21,7 +21,7 @@ from tvm_backend.emit.conv import conv2d_accumulate_kernel, conv2d_kernel
 from tvm_backend.emit.conv_rest import rest_of, split_codes
 from tvm_backend.kernel import Abi
 from tvm_backend.macs.chain import chain_bounds, chain_is_exact
-from tvm_backend.schedule.tiles import plan_tile, split
+from tvm_backend.schedule.tiles import plan_tiles, split
 
 CHAINS = (*idioms.PMADDUBSW_256, *idioms.SMLAL_SADALP)
 SEVEN_BITS = ("odd", "pointwise", "wide_block", "strided_dilated", "stem", "residual", "grouped",
@@ -150,8 +150,8 @@ def test_extra_steps_cost_more_where_weights_are_streamed() -> None:
     """One pixel reads large weights once: their traffic is the limit, and extra steps add to it."""
 
     def chain_wins(vectors: int) -> bool:
-        chained = plan_tile(idioms.PMADDUBSW_256[-1], 1, 1, vectors, 320, rest=0.02)
-        return chained.cycles < plan_tile(idioms.PMADDWD_256, 1, 1, vectors, 640).cycles
+        chained, *_ = plan_tiles(idioms.PMADDUBSW_256[-1], 1, 1, vectors, 320, rest=0.02)
+        return chained.cycles < plan_tiles(idioms.PMADDWD_256, 1, 1, vectors, 640)[0].cycles
 
     assert chain_wins(8) and not chain_wins(128)
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxquant.targets import Target
-from tvm_backend.emit.conv_gemm import fastest, gemm_kernel
+from tvm_backend.emit.conv_gemm import gemm_kernel
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.conv_stage import conv_macs, requantize_stage
-from tvm_backend.emit.conv_winograd import fastest_exact, winograd_kernel
+from tvm_backend.emit.conv_winograd import winograd_alternatives, winograd_kernel
 from tvm_backend.emit.depthwise import covers, depthwise_kernel
 from tvm_backend.emit.epilogue import Accumulate, OutputStage
 from tvm_backend.kernel import Kernel
@@ -77,9 +77,7 @@ def _kernel(
         return winograd_kernel(problem, stage, weight, bias, target, tile)
     if covers(problem, macs[0]):
         return depthwise_kernel(problem, stage, weight, bias, macs, tile)
-    mac, plan = fastest(problem, weight, macs)
-    if tile is None and winograd:
-        faster = fastest_exact(problem, weight, target, plan.cycles)
-        if faster is not None:
-            return winograd_kernel(problem, stage, weight, bias, target, faster)
-    return gemm_kernel("conv2d", problem, stage, weight, bias, mac, tile or plan.tile)
+    others = ()
+    if winograd:
+        others = winograd_alternatives(problem, stage, weight, bias, target)
+    return gemm_kernel("conv2d", problem, stage, weight, bias, macs, tile, others)

@@ -32,10 +32,15 @@ def kernel_name(
     suffix: str = "",
 ) -> str:
     """`<out>_<in>_qc8w_<op>_<source>_<output>_<geometry>_<tile><stage><suffix>__<idiom>`."""
+    start = problem_name(operator, problem)
+    return f"{start}_{tile}{stage.suffix}{suffix}__{idiom.name}"
+
+
+def problem_name(operator: str, problem: ConvProblem) -> str:
+    """`<out>_<in>_qc8w_<op>_<source>_<output>_<geometry>`."""
     return (
         f"{SHORT[problem.output.dtype]}_{SHORT[problem.source.dtype]}_qc8w_{operator}"
-        f"_{problem.source}_{problem.output}_{problem.geometry}_{tile}{stage.suffix}{suffix}"
-        f"__{idiom.name}"
+        f"_{problem.source}_{problem.output}_{problem.geometry}"
     )
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,13 +39,14 @@ from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.conv_rest import rest_fraction, rest_of
 from tvm_backend.emit.conv_staging import Staging, visit_staged
 from tvm_backend.emit.epilogue import OutputStage
+from tvm_backend.emit.variants import Alternative, best_of
 from tvm_backend.kernel import Abi, Kernel
 from tvm_backend.layout import code_width
 from tvm_backend.macs import Mac
 from tvm_backend.macs.chain import chain_is_exact
 from tvm_backend.macs.pixels import accumulator_type, load_group, pixel_groups, rows, spread
 from tvm_backend.macs.vector import load, loop, registers
-from tvm_backend.schedule.tiles import NEVER, Plan, Tile, holds_activations, plan_tile
+from tvm_backend.schedule.tiles import Plan, Tile, holds_activations, plan_tiles
 from tvm_backend.tvm_api import T
 
 
@@ -54,8 +56,9 @@ def gemm_kernel(
     stage: OutputStage,
     weight: np.ndarray,
     bias: np.ndarray,
-    mac: Mac,
-    tile: Tile,
+    macs: Sequence[Mac],
+    tile: Tile | None = None,
+    others: Sequence[Alternative] = (),
 ) -> Kernel:
     """The kernel of a convolution with a given output stage.
 
@@ -65,9 +68,33 @@ def gemm_kernel(
         stage: What happens to the accumulators.
         weight: int8 `[O, C/groups, KH, KW]`.
         bias: `[O]`.
-        mac: What multiplies and accumulates.
-        tile: Register tile.
+        macs: What can multiply and accumulate; the fastest for these codes does.
+        tile: Register tile; by default chosen by the cost model.
+        others: Kernels of another kind, taken where they are faster; not if a tile is given.
     """
+    plans = [
+        (plan, mac)
+        for mac in macs
+        for plan in _plans(*columns_as_channels(problem, weight, mac), mac)
+    ]
+    plans.sort(key=lambda pair: pair[0].cycles)
+    fastest = plans[0][0].cycles
+    schedules = [(mac, plan.tile) for plan, mac in plans]
+    if tile is not None:
+        schedules, others = [(schedules[0][0], tile)], ()
+    make = partial(_scheduled, operator, problem, stage, weight, bias)
+    return best_of(operator, problem, stage, schedules, make, others, fastest)
+
+
+def _scheduled(
+    operator: str,
+    problem: ConvProblem,
+    stage: OutputStage,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    mac: Mac,
+    tile: Tile,
+) -> Kernel:
     stored, (problem, weight) = problem, columns_as_channels(problem, weight, mac)
     lanes = mac.idiom.lanes
     vectors = -(-problem.output.c // lanes)
@@ -93,47 +120,35 @@ def gemm_kernel(
     return assemble(name, stored, stage, constants, emitter.emit)
 
 
-def fastest(problem: ConvProblem, weight: np.ndarray, macs: Sequence[Mac]) -> tuple[Mac, Plan]:
-    """What multiplies these codes fastest, and its tile, by the cost model.
-
-    Args:
-        problem: Storages and geometry.
-        weight: int8 `[O, C/groups, KH, KW]`.
-        macs: What can multiply and accumulate.
-    """
-    plans = ((mac, _plan(*columns_as_channels(problem, weight, mac), mac)) for mac in macs)
-    return min(plans, key=lambda pair: pair[1].cycles)
-
-
-def _plan(problem: ConvProblem, weight: np.ndarray, mac: Mac) -> Plan:
-    """The tile of an idiom and what it costs."""
+def _plans(problem: ConvProblem, weight: np.ndarray, mac: Mac) -> tuple[Plan, ...]:
+    """The tiles of an idiom, the cheapest first; none if it is not exact."""
     lanes, (low, high) = mac.idiom.lanes, problem.input_bounds
     vectors = -(-problem.output.c // lanes)
     reduction = reduction_ranges(problem, vectors, mac)
     fraction = 0.0
     if problem.output.h * problem.output.w < mac.idiom.pixels or not stays_inside(problem, mac):
-        return NEVER
+        return ()
     if mac.idiom.chain > max(reduction.steps, 1):
-        return NEVER  # a chain ends with a kernel position; a shorter one fills it
+        return ()  # a chain ends with a kernel position; a shorter one fills it
     if _is_staged(problem, mac) and problem.output.h * problem.output.w == 1:
-        return NEVER  # one pixel is bound by its weights
+        return ()  # one pixel is bound by its weights
     if mac.idiom.chain:
         channels = np.arange(vectors * lanes).reshape(-1, lanes)
         codes = slot_codes(problem, weight, channels, reduction, mac)
         if low or problem.groups > 1:
             # Extra steps are for unsigned activations and vectors that share their channels.
             if not chain_is_exact(codes.swapaxes(2, 3), mac.idiom, low, high):
-                return NEVER
+                return ()
         else:
             fraction = rest_fraction(codes, mac.idiom, high)
     output, steps = problem.output, reduction.steps * problem.taps
-    plan = plan_tile(
+    plans = plan_tiles(
         mac.idiom, output.h, output.w, vectors, steps, problem.groups == 1, round(fraction, 3)
     )
     if not _is_staged(problem, mac):
-        return plan
-    staging = Staging(problem, plan.tile)
-    return replace(plan, cycles=plan.cycles + staging.cycles) if staging.fits else NEVER
+        return plans
+    stagings = ((plan, Staging(problem, plan.tile)) for plan in plans)
+    return tuple(replace(p, cycles=p.cycles + s.cycles) for p, s in stagings if s.fits)
 
 
 def _is_staged(problem: ConvProblem, mac: Mac) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ from tvm_backend.emit.conv_pack import (
 )
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputStage
-from tvm_backend.kernel import Abi, Kernel, outer_loop
+from tvm_backend.emit.variants import Alternative
+from tvm_backend.kernel import Abi, Kernel, Variant, outer_loop
 from tvm_backend.layout import Flat, code_width
 from tvm_backend.macs import Mac, wide_mac_of
 from tvm_backend.macs.vector import constant, load, loop, registers, store
@@ -62,23 +64,26 @@ def winograd_layer(problem: ConvProblem, target: Target) -> WinogradLayer | None
     )
 
 
-def fastest_exact(
-    problem: ConvProblem, weight: np.ndarray, target: Target, cycles: float
-) -> WinogradPlan | None:
-    """The blocking of the fastest size that is exact, if one takes fewer cycles.
-
-    Args:
-        problem: Storages and geometry.
-        weight: int8 `[O, C, 3, 3]`.
-        target: Device.
-        cycles: What the kernel has to beat.
-    """
+def winograd_alternatives(
+    problem: ConvProblem, stage: OutputStage, weight: np.ndarray, bias: np.ndarray, target: Target
+) -> tuple[Alternative, ...]:
+    """The kernels of all sizes that are exact for these codes; arguments as `winograd_kernel`."""
     layer = winograd_layer(problem, target)
     if layer is None:
-        return None
-    plans = sorted((plan_winograd(layer, size) for size in SIZES), key=lambda plan: plan.cycles)
-    faster = (plan for plan in plans if plan.cycles < cycles)
-    return next((p for p in faster if p.size.is_exact(weight, *problem.input_bounds)), None)
+        return ()
+    exact = [size for size in SIZES if size.is_exact(weight, *problem.input_bounds)]
+    plans = [plan_winograd(layer, size) for size in exact]
+    return tuple(
+        Alternative(
+            f"winograd{plan.size.m}",
+            plan.cycles,
+            Variant(
+                f"{plan}__{layer.mac.name}",
+                partial(winograd_kernel, problem, stage, weight, bias, target, plan),
+            ),
+        )
+        for plan in plans
+    )
 
 
 def winograd_kernel(

@@ -8,6 +8,7 @@ is loaded and interleaved once a tile and used by every pixel whose window conta
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,16 @@ from tvm_backend.emit.conv_loops import TileAt, visit_tiles
 from tvm_backend.emit.conv_pack import ChannelBlocks, slot_channels
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputStage
+from tvm_backend.emit.variants import best_of
 from tvm_backend.kernel import Abi, Kernel
 from tvm_backend.macs import Mac
 from tvm_backend.macs.base import RowMac
 from tvm_backend.macs.chain import chain_is_exact
 from tvm_backend.macs.vector import constant, load, loop, registers
-from tvm_backend.schedule.tiles import Span, Tile, choose_depthwise_tile
+from tvm_backend.schedule.tiles import Span, Tile, depthwise_tiles
 from tvm_backend.tvm_api import T
+
+_OPERATOR = "dwconv2d"
 
 
 def covers(problem: ConvProblem, mac: Mac) -> bool:
@@ -53,31 +57,48 @@ def depthwise_kernel(
             that is exact for these codes is taken before it.
         tile: Register tile of one row of pixels; by default a rule.
     """
-    mac = _fastest_exact(problem, weight, [m for m in macs if isinstance(m, RowMac)])
-    lanes = mac.idiom.lanes
+    widest = max(stage.chunk_sizes())
+    schedules = [
+        (mac, each)
+        for mac in _exact(problem, weight, [m for m in macs if isinstance(m, RowMac)])
+        for each in depthwise_tiles(mac.idiom, problem.output.w, widest)
+    ]
+    if tile is not None:
+        schedules = [(schedules[0][0], tile)]
+    make = partial(_scheduled, problem, stage, weight, bias)
+    return best_of(_OPERATOR, problem, stage, schedules, make)
+
+
+def _scheduled(
+    problem: ConvProblem,
+    stage: OutputStage,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    mac: RowMac,
+    tile: Tile,
+) -> Kernel:
+    lanes, sizes = mac.idiom.lanes, stage.chunk_sizes()
     vectors = -(-problem.output.c // lanes)
-    sizes = stage.chunk_sizes()
-    if tile is None:
-        tile = choose_depthwise_tile(mac.idiom, problem.output.w, max(sizes))
     blocks = ChannelBlocks(tuple(_spans(vectors, sizes)), sizes)
     channels = slot_channels(blocks, stage, lanes)
     packed = _pack(weight, blocks, channels, mac)
     folded = fold_zero_point(problem, weight, bias, vectors * lanes)
     constants = [("weights", packed), *stage.constants(folded, blocks.all_chunks())]
     emitter = _DepthwiseEmitter(problem, stage, mac, tile, blocks)
-    name = kernel_name("dwconv2d", problem, stage, tile, mac.idiom)
+    name = kernel_name(_OPERATOR, problem, stage, tile, mac.idiom)
     return assemble(name, problem, stage, constants, emitter.emit)
 
 
-def _fastest_exact(problem: ConvProblem, weight: np.ndarray, macs: Sequence[RowMac]) -> RowMac:
-    """The first chained idiom that the taps of every channel allow, else the one without."""
+def _exact(problem: ConvProblem, weight: np.ndarray, macs: Sequence[RowMac]) -> list[RowMac]:
+    """The chained idioms that the taps of every channel allow, in order; then the one without."""
     low, high = problem.input_bounds
+    found = []
     for mac in (mac for mac in macs if mac.idiom.chain):
         rows = _row_groups(weight, mac.idiom.reduction)  # [C, G, R, KW]
         codes = rows.swapaxes(2, 3).reshape(len(weight), rows.shape[1], -1)
         if chain_is_exact(codes, mac.idiom, low, high):
-            return mac
-    return macs[0]
+            found.append(mac)
+    return [*found, macs[0]]
 
 
 def _row_groups(weight: np.ndarray, per_step: int) -> np.ndarray:

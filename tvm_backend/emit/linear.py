@@ -12,7 +12,7 @@ import numpy as np
 
 from fxquant.errors import UnsupportedError
 from fxquant.targets import Target
-from tvm_backend.emit.conv_gemm import fastest, gemm_kernel
+from tvm_backend.emit.conv_gemm import gemm_kernel
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.conv_stage import conv_macs, requantize_stage
 from tvm_backend.emit.epilogue import Accumulate, OutputGrid
@@ -58,8 +58,7 @@ def linear_kernel(
     codes = _as_kernel(weight)
     macs = conv_macs(problem, codes, bias, target)
     stage = requantize_stage(problem, macs[0], multiplier, shift, target)
-    mac, plan = fastest(problem, codes, macs)
-    kernel = gemm_kernel("linear", problem, stage, codes, bias, mac, tile or plan.tile)
+    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile)
     return replace(kernel, inputs=(source,), output=output)
 
 
@@ -81,8 +80,7 @@ def linear_accumulate_kernel(
     )
     macs = conv_macs(problem, codes, bias, target)
     stage = Accumulate(rows, macs[0].idiom)
-    mac, plan = fastest(problem, codes, macs)
-    kernel = gemm_kernel("linear", problem, stage, codes, bias, mac, tile or plan.tile)
+    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile)
     return replace(kernel, inputs=(source,), output=output)
 
 

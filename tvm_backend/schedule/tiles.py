@@ -8,7 +8,7 @@ remainders included.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from fxquant.targets import MacIdiom, idioms
@@ -33,6 +33,11 @@ class Tile:
     def __str__(self) -> str:
         return f"t{self.th}x{self.tw}x{self.vectors}{'p' if self.pixels_first else 'c'}"
 
+    @property
+    def reordered(self) -> Tile:
+        """The same tile, visited in the other order."""
+        return replace(self, pixels_first=not self.pixels_first)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -45,9 +50,6 @@ class Plan:
 
     cycles: float
     tile: Tile
-
-
-NEVER = Plan(float("inf"), Tile(1, 1, 1, pixels_first=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +199,12 @@ def _candidates(mac: MacIdiom, rows: int, cols: int, vectors: int) -> list[tuple
     ]
 
 
-@lru_cache(maxsize=4096)
-def plan_tile(
+@lru_cache(maxsize=1024)
+def plan_tiles(
     mac: MacIdiom, rows: int, cols: int, vectors: int, steps: int, shared: bool = True,
     rest: float = 0.0,
-) -> Plan:  # fmt: skip
-    """The cheapest tile by the cost model; ties go to fewer rows, then more vectors.
+) -> tuple[Plan, ...]:  # fmt: skip
+    """All tiles, the cheapest by the cost model first; ties go to fewer rows, then more vectors.
 
     Args:
         mac: The idiom.
@@ -229,13 +231,16 @@ def plan_tile(
         )
         return total, th, -nb
 
-    th, tw, nb = best = min(_candidates(mac, rows, cols, vectors), key=cost)
-    pixels_first = weights <= WEIGHTS_IN_CACHE and rows // th >= SPREAD_ROWS
-    return Plan(cost(best)[0], Tile(th, tw, nb, pixels_first))
+    ranked = sorted((cost(tile), tile) for tile in _candidates(mac, rows, cols, vectors))
+    small = weights <= WEIGHTS_IN_CACHE
+    return tuple(
+        Plan(total, Tile(th, tw, nb, pixels_first=small and rows // th >= SPREAD_ROWS))
+        for (total, _, _), (th, tw, nb) in ranked
+    )
 
 
-def choose_depthwise_tile(mac: MacIdiom, cols: int, vectors: int) -> Tile:
-    """Pixels of a row whose accumulators take about half of the registers.
+def depthwise_tiles(mac: MacIdiom, cols: int, vectors: int) -> list[Tile]:
+    """All tiles of a row: first the one whose accumulators take about half of the registers.
 
     Args:
         mac: The idiom.
@@ -243,5 +248,7 @@ def choose_depthwise_tile(mac: MacIdiom, cols: int, vectors: int) -> Tile:
         vectors: Vectors of channels finished together.
     """
     widest = max(1, mac.registers // (2 * vectors))
-    tiles = -(-cols // widest)
-    return Tile(1, -(-cols // tiles), vectors, pixels_first=True)
+    rule = -(-cols // -(-cols // widest))
+    legal = range(1, min(cols, max(widest, mac.registers // vectors - 1)) + 1)
+    nearest_first = sorted(legal, key=lambda tw: (abs(tw - rule), tw))
+    return [Tile(1, tw, vectors, pixels_first=True) for tw in nearest_first]
