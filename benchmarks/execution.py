@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvm_backend.devices import llvm_target
+from tvm_backend.build import host_functions
 from tvm_backend.kernel import Abi, Param, prim_func
 from tvm_backend.memory_plan import ALIGNMENT, lifetimes, plan_memory
 from tvm_backend.program import Island, Program, Step
-from tvm_backend.tvm_api import PASS_CONFIG, T, tvm
+from tvm_backend.tvm_api import T, tvm
 
 
 class Execution:
@@ -32,9 +32,7 @@ class Execution:
     def __init__(self, program: Program, inputs: list[Tensor]) -> None:
         self.program = program
         kernels = {name: kernel.build(Abi.PACKED) for name, kernel in program.kernels.items()}
-        with tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
-            built = tvm.compile(tvm.IRModule(kernels), target=llvm_target(program.target))
-        self._functions = getattr(built, "mod", built)
+        self._functions = host_functions(kernels, program.target)
         self._buffers = self._place()
         for name, array in program.constants.items():
             self._buffers[name].copy_(torch.from_numpy(array))
@@ -101,8 +99,6 @@ def _nothing(program: Program) -> Any:
     """A call of a kernel that does nothing, to learn what a call costs."""
     with prim_func("nothing", [Param("y", (1,), "int32")], Abi.PACKED) as (built, p):
         T.buffer_store(p["y"], T.int32(0), [0])
-    with tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
-        compiled = tvm.compile(built.func, target=llvm_target(program.target))
-    function = getattr(compiled, "mod", compiled)["nothing"]
+    function = host_functions({"nothing": built.func}, program.target)["nothing"]
     argument = tvm.runtime.tensor(np.zeros(1, np.int32))
     return lambda: function(argument)

@@ -26,12 +26,12 @@ import torch
 
 from benchmarks.costs import kernel_bytes, node_macs, step_macs
 from benchmarks.execution import Execution
-from benchmarks.latency import cpu_model
 from benchmarks.models import input_shape, network, quantize
 from benchmarks.peak import Peak, peaks
 from fxquant import targets
 from fxquant.targets import Target
 from tvm_backend import host_target
+from tvm_backend.devices import cpu_name
 from tvm_backend.lower import lower
 from tvm_backend.macs import MACS
 from tvm_backend.program import Program, Step
@@ -199,7 +199,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     cells = [measure(net, target, options.rounds, options.threads) for net in options.nets]
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    result = {"cpu": cpu_model(), "target": target.name, "nets": cells}
+    result = {"cpu": cpu_name(), "target": target.name, "nets": cells}
     options.output.write_text(json.dumps(result, indent=1))
     print(f"wrote {options.output}")
 

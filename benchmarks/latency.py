@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cell import ENGINES, OURS_INT7, environment
+from tvm_backend.devices import cpu_name
 
 NETS = ("resnet18", "resnet50", "mobilenet_v2", "squeezenet1_1", "googlenet")
 PACKAGES = ("torch", "apache-tvm", "onnxruntime", "openvino")
@@ -52,14 +52,6 @@ def header(engines: list[str]) -> str:
     return "  ".join(parts + [f"{name:>25s}" for name in engines[1:]])
 
 
-def cpu_model() -> str:
-    """Name of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare inference latencies.")
     parser.add_argument("--nets", nargs="+", default=list(NETS), help="torchvision networks")
@@ -79,7 +71,7 @@ def main() -> None:
             print(row(cells[-1], options.engines), flush=True)
     versions = {name: version(name) for name in PACKAGES}
     stamp = datetime.now(UTC).isoformat(timespec="seconds")
-    result = {"cpu": cpu_model(), "time": stamp, "versions": versions, "cells": cells}
+    result = {"cpu": cpu_name(), "time": stamp, "versions": versions, "cells": cells}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1))
     print(f"wrote {options.output}")

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from fxquant.targets import MacIdiom, Target
-from tvm_backend.devices import llvm_target
+from tvm_backend.build import host_functions
 from tvm_backend.kernel import Abi, Param, outer_loop, prim_func
 from tvm_backend.macs import Mac, mac_of
 from tvm_backend.macs.pixels import accumulator_type, load_group, pixel_groups
 from tvm_backend.macs.vector import constant, loop, registers, store
-from tvm_backend.tvm_api import PASS_CONFIG, T, tvm
+from tvm_backend.tvm_api import T, tvm
 
 _TILES = ((2, 2), (4, 2), (5, 2), (6, 2), (2, 4), (3, 4), (4, 4), (6, 4), (8, 3), (1, 8))
 _WEIGHT_BYTES = 1 << 14  # half of a small L1 data cache
@@ -69,9 +69,7 @@ def _peak(target: Target, mac: Mac, pixels: int, vectors: int, threads: int) -> 
         Param("y", (threads * pixels * vectors * idiom.lanes,), idiom.accumulator),
     ]
     function = _function(name, mac, (pixels, vectors, steps, repeats, threads), params)
-    with tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
-        built = tvm.compile(function, target=llvm_target(target))
-    call = getattr(built, "mod", built)[name]
+    call = host_functions({name: function}, target)[name]
     arguments = [tvm.runtime.tensor(np.ones(p.shape, p.dtype)) for p in params]
     return Peak(pixels, vectors, threads * repeats * macs, lambda: call(*arguments))
 

@@ -8,13 +8,14 @@ schedulable blocks in every PrimFunc and aborts on these, hence an own pass list
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fxquant.errors import TargetError
+from fxquant.targets import Target
 from tvm_backend.call import Value
 from tvm_backend.devices import llvm_target
 from tvm_backend.float_island import Islands
@@ -74,6 +75,18 @@ def build(program: Program, progress: Callable[[str], None] | None = None) -> Bu
                 remedy="check the target's LLVM options",
             ) from error
     return Built(executable, _planned_bytes(planned["main"]))
+
+
+def host_functions(functions: Mapping[str, Any], target: Target) -> Any:
+    """PrimFuncs compiled for this machine: what is returned has them by name.
+
+    Args:
+        functions: PrimFuncs by name, of the PACKED calling convention.
+        target: A device that this machine is.
+    """
+    with tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
+        built = tvm.compile(tvm.IRModule(dict(functions)), target=llvm_target(target))
+    return getattr(built, "mod", built)
 
 
 def _module(program: Program, progress: Callable[[str], None]) -> Any:

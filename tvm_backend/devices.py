@@ -28,6 +28,17 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(lines[0].split()) if lines else frozenset()
 
 
+@cache
+def cpu_name() -> str:
+    """Name of this machine's processor."""
+    try:
+        text = _CPUINFO.read_text()
+    except OSError:
+        return platform.processor()
+    names = re.findall(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    return names[0].strip() if names else platform.processor()
+
+
 def _machine() -> str:
     return _ARCHITECTURES.get(platform.machine().lower(), platform.machine())
 

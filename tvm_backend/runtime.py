@@ -25,6 +25,7 @@ from tvm_backend.program import Program
 from tvm_backend.signature import Array, Signature, as_tensor
 from tvm_backend.standalone import DEFAULT_NAME, Standalone, export_standalone
 from tvm_backend.threads import check_threads, use_threads
+from tvm_backend.tuning import Replayed
 from tvm_backend.tvm_api import relax, tvm
 
 _ALIGNMENT = 64  # bytes; what compiled functions may assume
@@ -57,6 +58,7 @@ class Compiled:
         target: The device it is for.
         signature: Its inputs and outputs.
         threads: Threads its parallel loops use.
+        replayed: Which layers took their schedule from a file of `tune`; None without a file.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Compiled:
         module: Any = None,
         summary: Summary | None = None,
         progress: Callable[[str], None] | None = None,
+        replayed: Replayed | None = None,
     ) -> None:
         self.target, self.signature, self.threads = target, signature, threads
+        self.replayed = replayed
         self._program, self._summary = program, summary
         self._built: Built | None = None
         self._machine: Any = None
