@@ -7,6 +7,7 @@ import inspect
 import pytest
 
 import fxquant
+import tvm_backend
 from fxquant import errors, targets
 
 FUNCTIONS = {"prepare", "calibrate", "convert", "quantize", "preset"}
@@ -56,6 +57,18 @@ def test_signatures_users_rely_on() -> None:
     assert names(fxquant.convert) == ["prepared"]
     assert names(fxquant.quantize)[:6] == [
         "model", "data", "example_inputs", "config", "solver", "target"
+    ]  # fmt: skip
+
+
+def test_the_backend() -> None:
+    assert set(tvm_backend.__all__) == {
+        "Compiled", "Replayed", "Tuned", "TunedLayer", "compile", "host_target", "load", "tune"
+    }  # fmt: skip
+    parameters = list(inspect.signature(tvm_backend.compile).parameters)
+    assert parameters == ["quantized", "target", "threads", "tuned", "progress"]
+    parameters = list(inspect.signature(tvm_backend.tune).parameters)
+    assert parameters == [
+        "quantized", "path", "target", "trials", "time_limit", "threads", "progress"
     ]  # fmt: skip
 
 

@@ -55,13 +55,13 @@ def depthwise_kernel(
         bias: `[C]`.
         macs: What can multiply and accumulate: the first serves every layer, the longest chain
             that is exact for these codes is taken before it.
-        tile: Register tile of one row of pixels; by default a rule.
+        tile: Register tile of one row of pixels, with vectors of channels that are finished
+            together; by default a rule.
     """
-    widest = max(stage.chunk_sizes())
     schedules = [
         (mac, each)
         for mac in _exact(problem, weight, [m for m in macs if isinstance(m, RowMac)])
-        for each in depthwise_tiles(mac.idiom, problem.output.w, widest)
+        for each in depthwise_tiles(mac.idiom, problem.output.w, stage.chunk_sizes())
     ]
     if tile is not None:
         schedules = [(schedules[0][0], tile)]
@@ -78,6 +78,7 @@ def _scheduled(
     tile: Tile,
 ) -> Kernel:
     lanes, sizes = mac.idiom.lanes, stage.chunk_sizes()
+    sizes = tuple(size for size in sizes if size <= tile.vectors) or sizes[-1:]
     vectors = -(-problem.output.c // lanes)
     blocks = ChannelBlocks(tuple(_spans(vectors, sizes)), sizes)
     channels = slot_channels(blocks, stage, lanes)

@@ -8,6 +8,7 @@ remainders included.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -239,16 +240,21 @@ def plan_tiles(
     )
 
 
-def depthwise_tiles(mac: MacIdiom, cols: int, vectors: int) -> list[Tile]:
-    """All tiles of a row: first the one whose accumulators take about half of the registers.
+def depthwise_tiles(mac: MacIdiom, cols: int, sizes: Sequence[int]) -> list[Tile]:
+    """All tiles of a row, first those whose accumulators take about half of the registers.
 
     Args:
         mac: The idiom.
         cols: Output columns.
-        vectors: Vectors of channels finished together.
+        sizes: Vectors of channels that can be finished together, largest first.
     """
-    widest = max(1, mac.registers // (2 * vectors))
-    rule = -(-cols // -(-cols // widest))
-    legal = range(1, min(cols, max(widest, mac.registers // vectors - 1)) + 1)
-    nearest_first = sorted(legal, key=lambda tw: (abs(tw - rule), tw))
-    return [Tile(1, tw, vectors, pixels_first=True) for tw in nearest_first]
+    found = []
+    for vectors in sizes:
+        widest = max(1, mac.registers // (2 * vectors))
+        rule = -(-cols // -(-cols // widest))
+        most = max(widest, mac.registers // vectors - 1)
+        found += [
+            (abs(tw - rule), Tile(1, tw, vectors, pixels_first=True))
+            for tw in range(1, min(cols, most) + 1)
+        ]
+    return [tile for _, tile in sorted(found, key=lambda pair: pair[0])]

@@ -1,7 +1,7 @@
-"""Who is faster? Kernels take turns, and ratios within a round are compared.
+"""Who is faster? Kernels take turns, so that a change of the clock meets all of them.
 
-A machine whose clock changes is slow for all kernels of a round alike; the median over the rounds
-forgets the rounds in which it was not.
+Interruptions only add time: the fastest runs tell what a kernel takes, the median of the ratios
+within a round whether that is so most of the time.
 """
 
 from __future__ import annotations
@@ -14,40 +14,41 @@ from tvm_backend.tuning.stopwatch import Runner
 
 _HEATS = ((4, 1.25), (5, 1.1), (8, float("inf")))  # rounds, and who stays: ratios below this
 _DUEL_ROUNDS = 31
-_CLEAR = 75  # percentile of a duel's ratios that must be below 1
 
 
 def heats(default: Runner, runners: Sequence[Runner]) -> list[float]:
-    """Median ratio of every runner's time to the default's; clearly slower ones drop out early."""
-    ratios: list[list[float]] = [[] for _ in runners]
+    """Ratio of every runner's fastest run to the default's; slower ones drop out early."""
+    base: list[float] = []
+    times: list[list[float]] = [[] for _ in runners]
+    ratios = [1.0] * len(runners)
     alive = list(range(len(runners)))
     for rounds, limit in _HEATS:
         for turn in range(rounds):
-            base = default.run()
+            base.append(default.run())
             for i in (*alive[turn % len(alive) :], *alive[: turn % len(alive)]):
-                ratios[i].append(runners[i].run() / base)
-        alive = [i for i in alive if np.median(ratios[i]) < limit]
+                times[i].append(runners[i].run())
+        for i in alive:
+            ratios[i] = min(times[i]) / min(base)
+        alive = [i for i in alive if ratios[i] < limit]
         if not alive:
             break
-    return [float(np.median(each)) for each in ratios]
+    return ratios
 
 
-def duel(default: Runner, other: Runner, margin: float) -> tuple[float, bool]:
-    """`(median ratio, whether the other one is faster)`, from many rounds in changing order.
+def duel(default: Runner, other: Runner) -> float:
+    """Ratio of the other one's time to the default's, from many rounds in changing order.
 
-    Args:
-        default: The one to beat.
-        other: The other one.
-        margin: Share of the default's time it must save.
+    The larger of the ratio of the fastest runs and the median ratio.
     """
-    ratios = []
+    pairs = []
     for turn in range(_DUEL_ROUNDS):
-        first, second = (default, other) if turn % 2 else (other, default)
-        times = first.run(), second.run()
-        base, time = times if turn % 2 else times[::-1]
-        ratios.append(time / base)
-    ratio = float(np.median(ratios))
-    return ratio, ratio < 1 - margin and float(np.percentile(ratios, _CLEAR)) < 1
+        if turn % 2:
+            pairs.append((default.run(), other.run()))
+        else:
+            time = other.run()
+            pairs.append((default.run(), time))
+    base, times = np.array(pairs).T
+    return float(max(times.min() / base.min(), np.median(times / base)))
 
 
 def median_time(runner: Runner, rounds: int = 5) -> float:

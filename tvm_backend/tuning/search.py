@@ -133,8 +133,8 @@ class Search:
         if promising:
             finalists = self._ready(problem, default, [named[name] for name in promising])
             for name, runner in zip(promising, finalists, strict=True):
-                ratio, faster = duel(default, runner, MARGIN)
-                if faster and ratio < lowest:
+                ratio = duel(default, runner)
+                if ratio < min(lowest, 1 - MARGIN):
                     best, lowest = name, ratio
         return replace(entry, best=best, ratio=lowest, default_ns=median_time(default))
 
