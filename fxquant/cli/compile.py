@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="relax: a library that runs in TVM's runtime; standalone: C sources and objects that "
         "need neither TVM nor Python",
     )  # fmt: skip
+    parser.add_argument(
+        "--tuned", type=Path, metavar="FILE", help="schedules that `fxquant tune` found"
+    )
     parser.add_argument("--name", help="name of a standalone library (default net)")
     parser.add_argument("--shared", action="store_true", help="also link a standalone .so")
     parser.add_argument(
@@ -47,7 +50,9 @@ def execute(arguments: argparse.Namespace) -> Result:
     winograd = arguments.winograd
     if winograd is None:
         winograd = arguments.form != "standalone"
-    compiled = backend().compile(quantized, device, progress=show_progress(), winograd=winograd)
+    compiled = backend().compile(
+        quantized, device, tuned=arguments.tuned, progress=show_progress(), winograd=winograd
+    )
     compiled.export(arguments.output, arguments.form, name=arguments.name, shared=arguments.shared)
     files = sorted(p for p in arguments.output.iterdir() if p.is_file())
     data = {
@@ -58,4 +63,7 @@ def execute(arguments: argparse.Namespace) -> Result:
         f"wrote {arguments.output} for {device.name}",
         *(f"  {p.name}: {p.stat().st_size / 1024:.1f} KiB" for p in files),
     ]
+    if compiled.replayed is not None:
+        data["untuned"] = compiled.replayed.untuned
+        lines.append(str(compiled.replayed))
     return Result(data, "\n".join(lines))

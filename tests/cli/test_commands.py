@@ -1,4 +1,4 @@
-"""inspect, analyze, compile, run, bench and export on one quantized network."""
+"""inspect, analyze, tune, compile, run, bench and export on one quantized network."""
 
 from __future__ import annotations
 
@@ -61,6 +61,24 @@ def folder(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_compile(folder: Path) -> None:
     assert {p.name for p in folder.iterdir()} >= {"net.so", "manifest.json"}
+
+
+def test_tune_and_compile_with_what_was_found(run: Run, net: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    tuned, build = tmp_path / "tuned", ("--output", tmp_path / "net")
+    done = run("tune", net, "--output", tuned, "--trials", 1, "--threads", 1, "--json")
+    assert done.code == 0 and not done.json["undecided"]
+    assert {node for layer in done.json["layers"] for node in layer["nodes"]} == {
+        "stem", "body", "head_accumulate"
+    }  # fmt: skip
+    again = run("tune", net, "--output", tuned, "--trials", 1, "--threads", 1)
+    assert again.code == 0 and "without a search the cost model" in again.out
+    done = run("compile", net, "--tuned", tuned, *build)
+    assert done.code == 0 and "3 of 3 layers" in done.out
+    assert run("compile", net, "--tuned", tuned, *build, "--json").json["untuned"] == []
+    tuned.write_text("{}")
+    assert "no file of tuned schedules" in run("compile", net, "--tuned", tuned, *build).err
+    assert run("tune", net, "--output", tuned, "--target", "armv7_neon").code == 1
 
 
 @pytest.mark.parametrize("engine", ["compiled", "reference", "folder"])
