@@ -65,7 +65,7 @@ def test_the_backend() -> None:
         "Compiled", "Replayed", "Tuned", "TunedLayer", "compile", "host_target", "load", "tune"
     }  # fmt: skip
     parameters = list(inspect.signature(tvm_backend.compile).parameters)
-    assert parameters == ["quantized", "target", "threads", "tuned", "progress"]
+    assert parameters == ["quantized", "target", "threads", "tuned", "progress", "winograd"]
     parameters = list(inspect.signature(tvm_backend.tune).parameters)
     assert parameters == [
         "quantized", "path", "target", "trials", "time_limit", "threads", "progress"

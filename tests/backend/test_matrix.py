@@ -19,7 +19,7 @@ from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE, image
 from tvm_backend.macs.pixels import pixel_groups
 from tvm_backend.macs.usmmla import Usmmla
 from tvm_backend.manifest import decode_target, encode_target
-from tvm_backend.schedule.tiles import Tile, plan_tile
+from tvm_backend.schedule.tiles import Tile, plan_tiles
 
 CASES = [
     # An odd number of pixels in tiles and remainders; reductions of 1, 2, 3 and 4 steps.
@@ -124,7 +124,7 @@ def test_inner_loop_stays_in_registers() -> None:
 
 def test_cost_of_an_odd_pixel() -> None:
     """A pixel without a partner costs as much as two."""
-    costs = [plan_tile(idioms.USMMLA, 1, cols, 4, 512).cycles for cols in (3, 4)]
+    costs = [plan_tiles(idioms.USMMLA, 1, cols, 4, 512)[0].cycles for cols in (3, 4)]
     assert costs[0] == pytest.approx(costs[1], rel=0.02)
 
 

@@ -70,10 +70,12 @@ def best_of(
     second = "" if stage.residual is None else f"_add{stage.residual}"
     name = f"{problem_name(operator, problem)}{second}__{'+'.join([idioms[0], *rest])}"
 
+    special = [other.variant for other in others]
+
     def ranked() -> list[Variant]:
         direct = {_name(*s): s for s in _worth_trying(problem.output, schedules)}
         found = [Variant(name, partial(make, *schedule)) for name, schedule in direct.items()]
-        return [*(other.variant for other in others), *found]
+        return [first, *(v for v in (*special, *found) if v.name != first.name)]
 
     variants = Variants(name, first.name, problem.input_bounds, ranked)
     return replace(first.make(), variants=variants)
