@@ -76,6 +76,7 @@ class Kernel:
         workspace: Memory a BARE kernel needs while it runs, parameters after the output; PACKED
             kernels allocate it themselves, where threads need their own once a thread.
         variants: Its schedules, where there are several.
+        weight_bits: Bits of a weight code in the first constant; below 8 several share a byte.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Kernel:
     in_place: tuple[int, ...] = ()
     workspace: tuple[Flat, ...] = ()
     variants: Variants | None = None
+    weight_bits: int = 8
 
     @property
     def workspace_bytes(self) -> tuple[int, ...]:

@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import GraphModule
 
+import tvm_backend
 from fxquant import targets
 from fxquant.errors import FileFormatError, TargetError
+from fxquant.numerics import reference
 from fxquant.targets import Target
 from tests.backend.integer_nets import NetBuilder
 from tests.backend.kernel_harness import require
+from tvm_backend.emit.conv_weights import code_bits
 from tvm_backend.lower import lower
 from tvm_backend.standalone import bit_packing, export_standalone, section_sizes
 from tvm_backend.standalone.objects import compile_functions
@@ -64,7 +67,7 @@ def test_every_code_survives(widen: ctypes.CDLL, bits: int) -> None:
 def test_random_codes_survive(widen: ctypes.CDLL, bits: int, data: st.DataObject) -> None:
     code = st.integers(-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
     codes = np.array(data.draw(st.lists(code, min_size=1, max_size=300)), np.int8)
-    assert bit_packing.code_bits(codes) <= bits
+    assert code_bits(codes) <= bits
     assert np.array_equal(widened(widen, bit_packing.pack(codes, bits), bits, codes.size), codes)
 
 
@@ -74,7 +77,7 @@ def test_random_codes_survive(widen: ctypes.CDLL, bits: int, data: st.DataObject
      (-9, 0, 5), (-63, 63, 7), (-65, 0, 8), (-128, 127, 8)],
 )  # fmt: skip
 def test_width_of_codes(low: int, high: int, bits: int) -> None:
-    assert bit_packing.code_bits(np.array([low, high], np.int8)) == bits
+    assert code_bits(np.array([low, high], np.int8)) == bits
 
 
 def low_bit_net(channels: int = 24) -> tuple[GraphModule, Tensor]:
@@ -122,6 +125,47 @@ def test_eight_bit_weights_need_no_scratch() -> None:
     weights = lay_out(lower(low_bit_net()[0], targets.GENERIC, winograd=False))
     assert sorted(weights.scratch_bytes()) == [1, 2, 3, 4, 5, 6]
     assert weights.widths == [2, 3, 4, 5, 6, 7]
+
+
+def classifier(bits: int) -> tuple[GraphModule, Tensor]:
+    """A linear layer whose weights are larger than a cache."""
+    net = NetBuilder(3)
+    x = torch.randn(1, 1040, 1, 1, generator=net.generator)
+    flat = net.call(reference.reshape, net.quantize(net.input(), 40), shape=(0, -1))
+    layer = net.linear_accumulate(flat, (1040, 520), 40)
+    half = 1 << (bits - 1)
+    weight = net.ints(-half, half - 1, (520, 1040), torch.int8)
+    setattr(net.root, layer.args[1].target, weight)
+    return net.finish(net.logits(layer, 520), x), x
+
+
+@pytest.mark.parametrize(
+    "target",
+    [targets.X86_AVX2, pytest.param(targets.CORTEX_A55, marks=pytest.mark.qemu)],
+    ids=str,
+)
+def test_weights_unpacked_in_the_kernel_need_no_scratch(target: Target, tmp_path: Path) -> None:
+    """Half the bytes in the file, nothing in the arena, the same numbers; here and as a `.so`."""
+    require(target)
+    graph, x = classifier(4)
+    library = export_standalone(lower(graph, target), tmp_path)
+    assert np.array_equal(library.run([x])[0], graph(x).numpy())
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (layer,) = manifest["weights"]["layers"]
+    assert layer["bits"] == 4 and layer["codes"] == 1040 * 520
+    assert layer["kernel_codes"] <= 1.1 * layer["codes"]
+    assert layer["nbytes"] == layer["kernel_codes"] // 2
+    assert manifest["memory"]["arena_bytes"] < 16384
+    if not target.emulator:
+        compiled = tvm_backend.compile(graph, target)
+        assert torch.equal(compiled(x), graph(x))
+        compiled.export(tmp_path / "shared")
+        assert torch.equal(tvm_backend.load(tmp_path / "shared")(x), graph(x))
+
+
+def test_five_bit_weights_are_widened_before_the_kernel() -> None:
+    weights = lay_out(lower(classifier(5)[0], targets.X86_AVX2))
+    assert weights.widths == [5] and max(weights.scratch_bytes().values()) >= 1040 * 520
 
 
 def test_equal_constants_are_stored_once() -> None:

@@ -30,16 +30,17 @@ def kernel_name(
     tile: object,
     idiom: MacIdiom,
     suffix: str = "",
+    weight_bits: int = 8,
 ) -> str:
-    """`<out>_<in>_qc8w_<op>_<source>_<output>_<geometry>_<tile><stage><suffix>__<idiom>`."""
-    start = problem_name(operator, problem)
+    """`<out>_<in>_qc<bits>w_<op>_<source>_<output>_<geometry>_<tile><stage><suffix>__<idiom>`."""
+    start = problem_name(operator, problem, weight_bits)
     return f"{start}_{tile}{stage.suffix}{suffix}__{idiom.name}"
 
 
-def problem_name(operator: str, problem: ConvProblem) -> str:
-    """`<out>_<in>_qc8w_<op>_<source>_<output>_<geometry>`."""
+def problem_name(operator: str, problem: ConvProblem, weight_bits: int = 8) -> str:
+    """`<out>_<in>_qc<bits>w_<op>_<source>_<output>_<geometry>`."""
     return (
-        f"{SHORT[problem.output.dtype]}_{SHORT[problem.source.dtype]}_qc8w_{operator}"
+        f"{SHORT[problem.output.dtype]}_{SHORT[problem.source.dtype]}_qc{weight_bits}w_{operator}"
         f"_{problem.source}_{problem.output}_{problem.geometry}"
     )
 

@@ -16,13 +16,14 @@ Zero points: `sum (x - zp) * w + bias == sum x * w + (bias - zp * sum w)`, folde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from fxquant.targets import MacIdiom
 from tvm_backend.emit.conv_assemble import assemble, fold_zero_point, kernel_name
 from tvm_backend.emit.conv_columns import columns_as_channels, stays_inside
 from tvm_backend.emit.conv_loops import TileAt, Window, visit_tiles
@@ -38,6 +39,7 @@ from tvm_backend.emit.conv_pack import (
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.conv_rest import rest_fraction, rest_of
 from tvm_backend.emit.conv_staging import Staging, visit_staged
+from tvm_backend.emit.conv_weights import WeightForm, possible_forms
 from tvm_backend.emit.epilogue import OutputStage
 from tvm_backend.emit.variants import Alternative, best_of
 from tvm_backend.kernel import Abi, Kernel
@@ -59,6 +61,7 @@ def gemm_kernel(
     macs: Sequence[Mac],
     tile: Tile | None = None,
     others: Sequence[Alternative] = (),
+    form: WeightForm | None = None,
 ) -> Kernel:
     """The kernel of a convolution with a given output stage.
 
@@ -71,19 +74,25 @@ def gemm_kernel(
         macs: What can multiply and accumulate; the fastest for these codes does.
         tile: Register tile; by default chosen by the cost model.
         others: Kernels of another kind, taken where they are faster; not if a tile is given.
+        form: How weights lie in memory; by default chosen by the cost model for each idiom.
     """
+    possible = [form] if form else possible_forms(problem, weight)
     plans = [
-        (plan, mac)
+        (plan, mac, chosen)
         for mac in macs
-        for plan in _plans(*columns_as_channels(problem, weight, mac), mac)
+        for chosen, plan in _plans(*columns_as_channels(problem, weight, mac), mac, possible)
     ]
-    plans.sort(key=lambda pair: pair[0].cycles)
+    plans.sort(key=lambda choice: choice[0].cycles)
     fastest = plans[0][0].cycles
-    schedules = [(mac, plan.tile) for plan, mac in plans]
+    forms: dict[MacIdiom, WeightForm] = {}
+    for _, mac, chosen in plans:
+        forms.setdefault(mac.idiom, chosen)
+    schedules = [(mac, plan.tile) for plan, mac, chosen in plans if chosen == forms[mac.idiom]]
     if tile is not None:
         schedules, others = [(schedules[0][0], tile)], ()
-    make = partial(_scheduled, operator, problem, stage, weight, bias)
-    return best_of(operator, problem, stage, schedules, make, others, fastest)
+    make = partial(_scheduled, operator, problem, stage, weight, bias, forms)
+    bits = forms[schedules[0][0].idiom].bits
+    return best_of(operator, problem, stage, schedules, make, others, fastest, bits)
 
 
 def _scheduled(
@@ -92,11 +101,12 @@ def _scheduled(
     stage: OutputStage,
     weight: np.ndarray,
     bias: np.ndarray,
+    forms: Mapping[MacIdiom, WeightForm],
     mac: Mac,
     tile: Tile,
 ) -> Kernel:
     stored, (problem, weight) = problem, columns_as_channels(problem, weight, mac)
-    lanes = mac.idiom.lanes
+    lanes, form = mac.idiom.lanes, forms[mac.idiom]
     vectors = -(-problem.output.c // lanes)
     reduction = reduction_ranges(problem, vectors, mac)
     blocks = channel_blocks(vectors, tile.vectors, stage)
@@ -110,45 +120,53 @@ def _scheduled(
             suffix = f"_rest{len(constants[1][1])}"
     if problem.groups > 1:
         constants.append(("starts", reduction.starts.astype(np.int32)))
-    packed = pack_blocks(codes, blocks.spans, mac.idiom.reduction)
+    packed = pack_blocks(codes, blocks.spans, mac.idiom.reduction, form)
     folded = fold_zero_point(problem, weight, bias, vectors * lanes)
     constants = [
         ("weights", packed), *constants, *stage.constants(folded, blocks.all_chunks())
     ]  # fmt: skip
-    emitter = _GemmEmitter(problem, stage, mac, tile, blocks, reduction, bool(suffix))
-    name = kernel_name(operator, stored, stage, tile, mac.idiom, suffix)
-    return assemble(name, stored, stage, constants, emitter.emit)
+    emitter = _GemmEmitter(problem, stage, mac, tile, form, blocks, reduction, bool(suffix))
+    name = kernel_name(operator, stored, stage, tile, mac.idiom, suffix, form.bits)
+    kernel = assemble(name, stored, stage, constants, emitter.emit)
+    return replace(kernel, weight_bits=form.bits)
 
 
-def _plans(problem: ConvProblem, weight: np.ndarray, mac: Mac) -> tuple[Plan, ...]:
-    """The tiles of an idiom, the cheapest first; none if it is not exact."""
+def _plans(
+    problem: ConvProblem, weight: np.ndarray, mac: Mac, forms: Sequence[WeightForm]
+) -> list[tuple[WeightForm, Plan]]:
+    """The tiles of an idiom for each form of the weights; none if the idiom is not exact."""
     lanes, (low, high) = mac.idiom.lanes, problem.input_bounds
     vectors = -(-problem.output.c // lanes)
     reduction = reduction_ranges(problem, vectors, mac)
     fraction = 0.0
     if problem.output.h * problem.output.w < mac.idiom.pixels or not stays_inside(problem, mac):
-        return ()
+        return []
     if mac.idiom.chain > max(reduction.steps, 1):
-        return ()  # a chain ends with a kernel position; a shorter one fills it
+        return []  # a chain ends with a kernel position; a shorter one fills it
     if _is_staged(problem, mac) and problem.output.h * problem.output.w == 1:
-        return ()  # one pixel is bound by its weights
+        return []  # one pixel is bound by its weights
     if mac.idiom.chain:
         channels = np.arange(vectors * lanes).reshape(-1, lanes)
         codes = slot_codes(problem, weight, channels, reduction, mac)
         if low or problem.groups > 1:
             # Extra steps are for unsigned activations and vectors that share their channels.
             if not chain_is_exact(codes.swapaxes(2, 3), mac.idiom, low, high):
-                return ()
+                return []
         else:
             fraction = rest_fraction(codes, mac.idiom, high)
     output, steps = problem.output, reduction.steps * problem.taps
-    plans = plan_tiles(
-        mac.idiom, output.h, output.w, vectors, steps, problem.groups == 1, round(fraction, 3)
-    )
+    shared, rest = problem.groups == 1, round(fraction, 3)
+    plans = [
+        (form, plan)
+        for form in forms
+        for plan in plan_tiles(
+            mac.idiom, output.h, output.w, vectors, steps, shared, rest, form.bits
+        )
+    ]
     if not _is_staged(problem, mac):
         return plans
-    stagings = ((plan, Staging(problem, plan.tile)) for plan in plans)
-    return tuple(replace(p, cycles=p.cycles + s.cycles) for p, s in stagings if s.fits)
+    stagings = ((form, plan, Staging(problem, plan.tile)) for form, plan in plans)
+    return [(form, replace(p, cycles=p.cycles + s.cycles)) for form, p, s in stagings if s.fits]
 
 
 def _is_staged(problem: ConvProblem, mac: Mac) -> bool:
@@ -165,14 +183,16 @@ class _GemmEmitter:
         stage: OutputStage,
         mac: Mac,
         tile: Tile,
+        form: WeightForm,
         blocks: ChannelBlocks,
         reduction: Reduction,
         has_rest: bool,
     ) -> None:
         self.problem, self.stage, self.mac = problem, stage, mac
-        self.tile, self.blocks, self.reduction = tile, blocks, reduction
+        self.tile, self.form, self.blocks, self.reduction = tile, form, blocks, reduction
         self.has_rest = has_rest
         self.lanes, self.per_step = mac.idiom.lanes, mac.idiom.reduction
+        self.per_vector = self.lanes * self.per_step
 
     def emit(self, buffers: dict[str, Any], abi: Abi) -> None:
         """All tiles."""
@@ -218,7 +238,7 @@ class _GemmEmitter:
         """Loops over kernel rows, columns and reduction steps."""
         (kh, kw), (dh, dw) = self.problem.kernel, self.problem.dilation
         starts = self._range_starts(buffers, at)
-        steps, per_step = self.reduction.steps, at.span.step * self.lanes * self.per_step
+        steps, per_step = self.reduction.steps, self.form.stored(at.span.step) * self.per_vector
         if self._contiguous(window):
             steps, kw = steps * kw, 1
         weights = self._weight_base(at)
@@ -240,7 +260,7 @@ class _GemmEmitter:
         block = at.span.first // self.tile.vectors + at.block
         first = T.Bind(buffers["rest_first"][block])
         count = T.Bind(buffers["rest_first"][block + 1] - first)
-        per_step = self.tile.vectors * self.lanes * self.per_step
+        per_step = self.tile.vectors * self.per_vector
         start = T.Bind(window.origin)
         with T.serial(count) as k:
             step = first + k
@@ -249,8 +269,11 @@ class _GemmEmitter:
             self._steps(buffers["rest_weights"], at, window, acc, x, w, [0], 1)
 
     def _weight_base(self, at: TileAt) -> Any:
-        per_vector = self.problem.taps * self.reduction.steps * self.lanes * self.per_step
-        return T.Bind(at.vector * per_vector)
+        """First weight of a block; all blocks before it have `tile.vectors` vectors."""
+        vectors = self.tile.vectors
+        first = at.span.first // vectors * self.form.stored(vectors)
+        first = first + at.block * self.form.stored(at.span.step)
+        return T.Bind(first * (self.problem.taps * self.reduction.steps * self.per_vector))
 
     def _range_starts(self, buffers: dict[str, Any], at: TileAt) -> list[Any]:
         """First input channel of each vector; a single 0 if all reduce over all channels."""
@@ -263,7 +286,7 @@ class _GemmEmitter:
         starts: list[Any], steps: int,
     ) -> None:  # fmt: skip
         """Reduction steps on contiguous activations, `mac.unroll` at a time."""
-        per_step = at.span.step * self.lanes * self.per_step
+        per_step = self.form.stored(at.span.step) * self.per_vector
         whole = steps // self.mac.unroll
         if whole:
             with loop(whole) as i:
@@ -283,7 +306,7 @@ class _GemmEmitter:
     ) -> None:  # fmt: skip
         """`count` reduction steps of all pixels and vectors of the tile."""
         sh, sw = window.stride
-        vectors, per_vector = at.span.step, self.lanes * self.per_step
+        vectors, stored = at.span.step, self.form.stored(at.span.step)
         tiles = [
             [
                 load_group(
@@ -299,6 +322,7 @@ class _GemmEmitter:
             ]
             for pixels in pixel_groups(at.pixels, self.mac.idiom)
         ]
+        self.form.prefetch(buffer, w, count * stored * self.per_vector)
         size = max(self.mac.idiom.chain, 1)
         for first in range(0, count, size):
             chain = range(first, min(first + size, count))
@@ -306,11 +330,19 @@ class _GemmEmitter:
             def operands(m: int, chain: range = chain) -> list[list[Any]]:
                 return [[T.Bind(steps[k]) for k in chain] for steps in tiles[m]]
 
-            def weights(v: int, chain: range = chain) -> list[Any]:
-                return [
-                    T.Bind(self.mac.load_weights(buffer, w + (k * vectors + v) * per_vector))
-                    for k in chain
-                ]
+            loaded: dict[int, list[list[Any]]] = {}
+
+            def weights(v: int, chain: range = chain, loaded: dict = loaded) -> list[Any]:
+                shared = self.form.shared(v, vectors)  # these come out of one vector of memory
+                if shared.start not in loaded:
+                    at = w + shared.start // self.form.density * self.per_vector
+                    loaded[shared.start] = [
+                        self.form.load(
+                            self.mac, buffer, at + k * (stored * self.per_vector), len(shared)
+                        )
+                        for k in chain
+                    ]
+                return [step[v - shared.start] for step in loaded[shared.start]]
 
             self._multiply(acc, len(tiles), vectors, operands, weights)
 

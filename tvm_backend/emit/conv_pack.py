@@ -1,6 +1,7 @@
 """Order of output channels in registers, and weights packed in the order they are used.
 
-Weights lie `[block][kh * kw][step][vector][lane][reduction]`: one sequential stream a block.
+Weights lie `[block][kh * kw][step][vector][lane][reduction]`: one sequential stream a block; of
+codes of few bits several vectors may share the bytes of one (`conv_weights.py`).
 A vector of a grouped convolution reduces over the contiguous range of input channels that its
 groups touch; codes outside a lane's own group are zero.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvm_backend.emit.conv_problem import ConvProblem
+from tvm_backend.emit.conv_weights import BYTES, WeightForm
 from tvm_backend.emit.epilogue import OutputStage
 from tvm_backend.layout import round_up
 from tvm_backend.macs import Mac
@@ -122,12 +124,15 @@ def slot_codes(
     return np.where(valid[..., None], codes, 0).astype(np.int8)
 
 
-def pack_blocks(codes: np.ndarray, spans: Sequence[Span], per_step: int) -> np.ndarray:
+def pack_blocks(
+    codes: np.ndarray, spans: Sequence[Span], per_step: int, form: WeightForm = BYTES
+) -> np.ndarray:
     """`[vectors, lanes, channels, taps]` -> `[block][taps][step][vector][lane][reduction]`."""
     _, lanes, extent, taps = codes.shape
     parts = []
     for span in spans:
         part = codes[span.first : span.first + span.count * span.step]
         shape = (span.count, span.step, lanes, extent // per_step, per_step, taps)
-        parts.append(part.reshape(shape).transpose(0, 5, 3, 1, 2, 4).reshape(-1))
+        ordered = part.reshape(shape).transpose(0, 5, 3, 1, 2, 4)
+        parts.append(form.pack(ordered.reshape(*ordered.shape[:4], -1)).reshape(-1))
     return np.ascontiguousarray(np.concatenate(parts))

@@ -15,6 +15,7 @@ from fxquant.targets import Target
 from tvm_backend.emit.conv_gemm import gemm_kernel
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.conv_stage import conv_macs, requantize_stage
+from tvm_backend.emit.conv_weights import WeightForm
 from tvm_backend.emit.epilogue import Accumulate, OutputGrid
 from tvm_backend.kernel import Kernel
 from tvm_backend.layout import NO_HALO, Image
@@ -33,6 +34,7 @@ def linear_kernel(
     shift: np.ndarray,
     target: Target,
     tile: Tile | None = None,
+    form: WeightForm | None = None,
     input_qmax: int = 255,
 ) -> Kernel:
     """`reference.linear` on images of rank 2 (`h = w = 1`) or 3 (`h = 1`, `w` rows).
@@ -48,6 +50,7 @@ def linear_kernel(
         shift: int8 `[O]`.
         target: Device.
         tile: Register tile; by default chosen by the cost model.
+        form: How weights lie in memory; by default chosen by the cost model.
         input_qmax: Largest input code.
     """
     problem = ConvProblem(
@@ -58,7 +61,7 @@ def linear_kernel(
     codes = _as_kernel(weight)
     macs = conv_macs(problem, codes, bias, target)
     stage = requantize_stage(problem, macs[0], multiplier, shift, target)
-    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile)
+    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile, form)
     return replace(kernel, inputs=(source,), output=output)
 
 
@@ -71,6 +74,7 @@ def linear_accumulate_kernel(
     bias: np.ndarray,
     target: Target,
     tile: Tile | None = None,
+    form: WeightForm | None = None,
     input_qmax: int = 255,
 ) -> Kernel:
     """`reference.linear_accumulate`: output accumulators; arguments as `linear_kernel`."""
@@ -80,7 +84,7 @@ def linear_accumulate_kernel(
     )
     macs = conv_macs(problem, codes, bias, target)
     stage = Accumulate(rows, macs[0].idiom)
-    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile)
+    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile, form)
     return replace(kernel, inputs=(source,), output=output)
 
 

@@ -43,6 +43,7 @@ def best_of(
     make: Callable[[M, Tile], Kernel],
     others: Sequence[Alternative] = (),
     cycles: float = 0.0,
+    weight_bits: int = 8,
 ) -> Kernel:
     """The kernel of the first schedule or of a faster alternative, with all others as its variants.
 
@@ -58,6 +59,7 @@ def best_of(
         make: Makes the kernel of a schedule.
         others: Alternatives; all are exact.
         cycles: What the first schedule takes, and an alternative must stay below.
+        weight_bits: Bits of a weight in memory in the first schedule.
     """
     idioms = list(dict.fromkeys(mac.idiom.name for mac, _ in schedules))
     first = Variant(_name(*schedules[0]), partial(make, *schedules[0]))
@@ -68,7 +70,7 @@ def best_of(
     kinds = dict.fromkeys([*idioms[1:], *(other.kind for other in others)])
     rest = sorted(kind for kind in kinds if kind != idioms[0])
     second = "" if stage.residual is None else f"_add{stage.residual}"
-    name = f"{problem_name(operator, problem)}{second}__{'+'.join([idioms[0], *rest])}"
+    name = f"{problem_name(operator, problem, weight_bits)}{second}__{'+'.join([idioms[0], *rest])}"
 
     special = [other.variant for other in others]
 

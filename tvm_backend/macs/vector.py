@@ -24,6 +24,13 @@ def constant(value: int, dtype: str, lanes: int) -> Any:
     return splat(tirx.IntImm(dtype, value), lanes)
 
 
+def prefetch(buffer: Any, offset: Any) -> None:
+    """Ask for the cache line of an element; one behind the end of the buffer does no harm."""
+    read, keep, data = T.int32(0), T.int32(3), T.int32(1)
+    address = T.address_of(buffer[offset])
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", address, read, keep, data))
+
+
 def splat(scalar: Any, lanes: int) -> Any:
     """A vector with the same scalar in each lane."""
     return T.broadcast(scalar, lanes) if lanes > 1 else scalar

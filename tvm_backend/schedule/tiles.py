@@ -79,6 +79,8 @@ class MacCost:
             their loads, or that cannot start because of it on cores with one pipe for both.
         temporaries: Registers for intermediate products.
         held_steps: Steps whose activations one register holds; 1 if they are loaded when used.
+        unpack: Instructions to unpack a weight vector of few bits; infinite where it has no use.
+        streamed: Bytes a cycle of weights from memory that a single pixel reads once.
         finish: Cycles to requantize and store one vector, alone and as one of 2 and of 4.
         registers: Registers of an accumulator, and of a weight vector.
     """
@@ -87,18 +89,28 @@ class MacCost:
     conversions: tuple[float, float] = (0, 0)
     temporaries: int = 1
     held_steps: int = 1
+    unpack: float = float("inf")
+    streamed: float = 20
     finish: tuple[float, float, float] = (4, 4, 4)
     registers: int = 1
 
 
 _FINISH_256 = (5.0, 3.5, 2.0)
+# Bytes a cycle from memory; not measured, but what data sheets and public benchmarks lead to:
+_LPDDR4 = 5  # one big core: 10 to 15 GB/s at 2 to 3 GHz
+_LPDDR3 = 2  # a small core, as all are without dot products: 2 to 3 GB/s at 1.2 to 1.5 GHz
 _CHAIN_INSTRUCTIONS = {4: 1.72, 2: 1.78, 1: 2.1}  # measured, a multiplication counted as 1
 _COSTS = {
     **{
-        idiom: MacCost(_CHAIN_INSTRUCTIONS[idiom.chain], temporaries=2, finish=_FINISH_256)
-        for idiom in (*idioms.PMADDUBSW_256, *idioms.PMADDUBSW_512)
+        idiom: MacCost(
+            _CHAIN_INSTRUCTIONS[idiom.chain], temporaries=2, finish=_FINISH_256, unpack=unpack
+        )
+        # Measured at 256 bits: most of unpacking starts beside the multiplications. By the count
+        # of instructions at 512 bits, where all share two ports.
+        for chains, unpack in ((idioms.PMADDUBSW_256, 0.65), (idioms.PMADDUBSW_512, 2.5))
+        for idiom in chains
     },
-    idioms.VPDPBUSD_512: MacCost(instructions=1, temporaries=0),
+    idioms.VPDPBUSD_512: MacCost(instructions=1, temporaries=0, unpack=2.5),
     idioms.PMADDWD_512: MacCost(1.6, conversions=(1, 1)),
     # Measured: widening a weight vector is part of its load and costs nothing.
     idioms.PMADDWD_256: MacCost(1.6, conversions=(0, 1), finish=_FINISH_256),
@@ -106,7 +118,13 @@ _COSTS = {
     idioms.PMADDWD_S16_512: MacCost(1.32, conversions=(1, 0.05)),
     idioms.PMADDWD_S16_256: MacCost(1.32, conversions=(0.3, 0.05), finish=_FINISH_256),
     **{
-        idiom: MacCost(1 + 1 / max(idiom.chain, 1), conversions=(1, 1), temporaries=3)
+        idiom: MacCost(
+            1 + 1 / max(idiom.chain, 1),
+            conversions=(1, 1),
+            temporaries=3,
+            unpack=2,
+            streamed=_LPDDR3,
+        )
         for idiom in (
             idioms.SMULL_SADALP,
             *idioms.SMLAL_SADALP,
@@ -114,8 +132,10 @@ _COSTS = {
             *idioms.VMLAL_VPADAL,
         )
     },
-    idioms.SDOT: MacCost(instructions=1, temporaries=0, held_steps=4),
-    idioms.USDOT: MacCost(instructions=1, temporaries=0, held_steps=4),
+    **{
+        idiom: MacCost(instructions=1, temporaries=0, held_steps=4, unpack=2, streamed=_LPDDR4)
+        for idiom in (idioms.SDOT, idioms.USDOT)
+    },
     # Counted: pairing two steps of two pixels takes three moves, a row of an accumulator one.
     idioms.USMMLA: MacCost(
         2, conversions=(0, 1.5), temporaries=1, held_steps=2, finish=(4.5, 4.5, 4.5), registers=2
@@ -128,7 +148,6 @@ TILE_OVERHEAD = 12  # cycles to start a tile
 REST_OVERHEAD = 2  # cycles of an extra step besides its arithmetic
 REST_START = 8  # cycles of a tile's loop over extra steps: its length is hard to predict
 WEIGHTS_IN_CACHE = 1 << 19  # bytes of weights that are cheap to stream again for each pixel tile
-STREAMED_BYTES = 20  # bytes a cycle of larger weights that a single pixel reads once
 LARGEST_ROW_BLOCK = 8  # vectors of a tile of one pixel: enough to hide the latency
 SPREAD_ROWS = 4  # fewer tile rows than these are not worth spreading over threads
 
@@ -160,8 +179,9 @@ def _fits(mac: MacIdiom, pixels: int, vectors: int) -> bool:
 
 
 def _cycles(
-    mac: MacIdiom, pixels: int, vectors: int, steps: int, shared: bool, rest: float, streamed: bool
-) -> float:
+    mac: MacIdiom, pixels: int, vectors: int, steps: int, shared: bool, rest: float,
+    streamed: bool, bits: int,
+) -> float:  # fmt: skip
     """Cycles of one tile.
 
     Args:
@@ -172,15 +192,21 @@ def _cycles(
         shared: All vectors multiply the same activations.
         rest: Share of a vector's steps that need an extra one.
         streamed: Weights come from memory.
+        bits: Bits a weight takes there.
     """
     cost = cost_of(mac)
     groups = -(-pixels // mac.pixels)
     dots = groups * vectors
     activations = (groups if shared else dots) * mac.pixels / cost.held_steps
-    loads = vectors * cost.registers + activations
+    stored = -(-vectors * bits // 8)
+    loads = stored * cost.registers + activations
     conversions = vectors * cost.conversions[0] + activations * cost.conversions[1]
+    if bits < 8:
+        conversions += vectors * cost.unpack
     arithmetic = dots * cost.instructions + conversions
-    traffic = vectors * mac.lanes * mac.reduction / STREAMED_BYTES if streamed else 0
+    traffic = 0.0
+    if streamed:  # fewer instructions among equal traffic: they never overlap completely
+        traffic = stored * mac.lanes * mac.reduction / cost.streamed + arithmetic / 100
     step = max(arithmetic / PER_CYCLE, loads / PER_CYCLE, LATENCY, traffic)
     extra = 1 - (1 - rest) ** vectors  # a step is repeated for all vectors of a block
     single = max(dots * _SINGLE_STEP / PER_CYCLE, LATENCY, traffic) + REST_OVERHEAD
@@ -203,7 +229,7 @@ def _candidates(mac: MacIdiom, rows: int, cols: int, vectors: int) -> list[tuple
 @lru_cache(maxsize=1024)
 def plan_tiles(
     mac: MacIdiom, rows: int, cols: int, vectors: int, steps: int, shared: bool = True,
-    rest: float = 0.0,
+    rest: float = 0.0, bits: int = 8,
 ) -> tuple[Plan, ...]:  # fmt: skip
     """All tiles, the cheapest by the cost model first; ties go to fewer rows, then more vectors.
 
@@ -215,6 +241,7 @@ def plan_tiles(
         steps: Reduction steps of one output.
         shared: Whether all vectors multiply the same activations (not so in grouped layers).
         rest: Share of a vector's steps that need an extra one.
+        bits: Bits a weight takes in memory.
     """
     weights = vectors * mac.lanes * mac.reduction * steps
     streamed = rows * cols == 1 and weights > WEIGHTS_IN_CACHE
@@ -225,7 +252,7 @@ def plan_tiles(
             r.count
             * c.count
             * v.count
-            * _cycles(mac, r.step * c.step, v.step, steps, shared, rest, streamed)
+            * _cycles(mac, r.step * c.step, v.step, steps, shared, rest, streamed, bits)
             for r in split(rows, th)
             for c in split(cols, tw)
             for v in split(vectors, nb)

@@ -34,12 +34,6 @@ def planes_of(bits: int) -> list[tuple[int, int]]:
     return planes
 
 
-def code_bits(codes: np.ndarray) -> int:
-    """Bits of the narrowest signed integer that holds every code, at least 2."""
-    low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
-    return max(2, max(high, -low - 1).bit_length() + 1)
-
-
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes that many codes take."""
     return round_up(count, BLOCK) * bits // 8

@@ -1,4 +1,7 @@
-"""All constants of a program in one read-only block; weight codes of few bits are packed."""
+"""All constants of a program in one read-only block; weight codes of few bits are packed.
+
+A kernel that unpacks its codes itself brings them packed, and needs no memory to widen them.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tvm_backend.emit.conv_weights import code_bits
 from tvm_backend.layout import round_up
 from tvm_backend.memory_plan import ALIGNMENT
 from tvm_backend.program import Program, Step
-from tvm_backend.standalone.bit_packing import BLOCK, WIDTHS, code_bits, pack, packed_bytes
+from tvm_backend.standalone.bit_packing import BLOCK, WIDTHS, pack, packed_bytes
 
 _SMALL = 1024  # bytes; smaller constants are aligned to one vector only
 _VECTOR = 16
@@ -134,10 +138,16 @@ def _constant(block: _Block, array: np.ndarray, weights: bool) -> Constant:
 
 
 def _layer(step: Step, constants: tuple[Constant, ...]) -> LayerWeights:
-    pairs = zip(step.kernel.constants, constants, strict=True)
-    transformed = step.kernel.constants[0]
-    if transformed.dtype == np.int16:  # of a Winograd kernel
+    """Codes of a layer: int8 constants, or the one that its kernel unpacks itself."""
+    kernel = step.kernel
+    if kernel.weight_bits < 8:
+        nbytes = kernel.constants[0].nbytes
+        count = nbytes * 8 // kernel.weight_bits
+        return LayerWeights(step.node, step.weights, count, kernel.weight_bits, nbytes)
+    if kernel.constants[0].dtype == np.int16:  # of a Winograd kernel
+        transformed = kernel.constants[0]
         return LayerWeights(step.node, step.weights, transformed.size, 16, transformed.nbytes)
+    pairs = zip(kernel.constants, constants, strict=True)
     codes = [(a.size, c.bits) for a, c in pairs if a.dtype == np.int8]
     nbytes = sum(packed_bytes(count, bits) if bits else count for count, bits in codes)
     widest = max((bits or 8 for _, bits in codes), default=8)
