@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fxquant.errors import UnsupportedError
 from fxquant.numerics import reference
 from fxquant.targets import (
     ARMV7_NEON,
@@ -114,6 +115,11 @@ def test_linear_equals_reference(bits: int, shape: tuple[int, int]) -> None:
     assert linear_differs(X86_AVX2, bits, shape) == 0
 
 
+def test_a_form_is_kept_where_weights_are_streamed() -> None:
+    assert linear_differs(X86_AVX2, 2, (1024, 520), WeightForm(4)) == 0
+    assert linear_differs(X86_AVX2, 2, (1024, 520), BYTES) == 0
+
+
 @pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize("target", TARGETS[1:], ids=str)
 def test_linear_equals_reference_elsewhere(target: Target, bits: int) -> None:
@@ -198,3 +204,10 @@ def test_not_packed_without_vectors_of_bytes() -> None:
 
 def test_bits_of_codes() -> None:
     assert [code_bits(codes(bits, 500).numpy()) for bits in range(2, 9)] == [*range(2, 9)]
+
+
+def test_forms_that_cannot_hold_the_codes_are_errors() -> None:
+    with pytest.raises(UnsupportedError, match="5 bits cannot be packed at 4"):
+        linear_differs(X86_AVX2, 5, (16, 8), WeightForm(4))
+    with pytest.raises(UnsupportedError, match="does not multiply bytes"):
+        linear_differs(GENERIC, 4, (16, 8))

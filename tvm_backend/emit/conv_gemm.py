@@ -16,6 +16,7 @@ Zero points: `sum (x - zp) * w + bias == sum x * w + (bias - zp * sum w)`, folde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from fxquant.errors import UnsupportedError
 from fxquant.targets import MacIdiom
 from tvm_backend.emit.conv_assemble import assemble, fold_zero_point, kernel_name
 from tvm_backend.emit.conv_columns import columns_as_channels, stays_inside
@@ -84,6 +86,14 @@ def gemm_kernel(
     ]
     plans.sort(key=lambda choice: choice[0].cycles)
     fastest = plans[0][0].cycles
+    if not math.isfinite(fastest):
+        raise UnsupportedError(
+            f"weights of {possible[0].bits} bits cannot be multiplied as they lie in memory",
+            where=str(problem),
+            why=f"{plans[0][1].idiom.name} does not multiply bytes",
+            remedy="keep them as bytes",
+        )
+    plans = [choice for choice in plans if math.isfinite(choice[0].cycles)]
     forms: dict[MacIdiom, WeightForm] = {}
     for _, mac, chosen in plans:
         forms.setdefault(mac.idiom, chosen)

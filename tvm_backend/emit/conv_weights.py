@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fxquant.errors import UnsupportedError
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.macs import Mac
 from tvm_backend.macs.vector import constant, load, prefetch
@@ -50,9 +51,18 @@ class WeightForm:
         return range(first, min(first + self.density, vectors))
 
     def pack(self, codes: np.ndarray) -> np.ndarray:
-        """int8 `[..., vectors, elements]` -> `[..., stored vectors, elements]`, uint8 if packed."""
+        """int8 `[..., vectors, elements]` -> `[..., stored vectors, elements]`, uint8 if packed.
+
+        Raises:
+            UnsupportedError: A code has more bits.
+        """
         if self.density == 1:
             return codes
+        if code_bits(codes) > self.bits:
+            raise UnsupportedError(
+                f"weight codes of {code_bits(codes)} bits cannot be packed at {self.bits}",
+                remedy="pack them at more bits, or keep them as bytes",
+            )
         missing = -codes.shape[-2] % self.density
         padding = [(0, 0)] * (codes.ndim - 2) + [(0, missing), (0, 0)]
         half = 1 << (self.bits - 1)

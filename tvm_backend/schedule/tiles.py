@@ -79,7 +79,7 @@ class MacCost:
             their loads, or that cannot start because of it on cores with one pipe for both.
         temporaries: Registers for intermediate products.
         held_steps: Steps whose activations one register holds; 1 if they are loaded when used.
-        unpack: Instructions to unpack a weight vector of few bits; infinite where it has no use.
+        unpack: Instructions to unpack a weight vector of few bits; None: operands are not bytes.
         streamed: Bytes a cycle of weights from memory that a single pixel reads once.
         finish: Cycles to requantize and store one vector, alone and as one of 2 and of 4.
         registers: Registers of an accumulator, and of a weight vector.
@@ -89,7 +89,7 @@ class MacCost:
     conversions: tuple[float, float] = (0, 0)
     temporaries: int = 1
     held_steps: int = 1
-    unpack: float = float("inf")
+    unpack: float | None = None
     streamed: float = 20
     finish: tuple[float, float, float] = (4, 4, 4)
     registers: int = 1
@@ -201,8 +201,7 @@ def _cycles(
     stored = -(-vectors * bits // 8)
     loads = stored * cost.registers + activations
     conversions = vectors * cost.conversions[0] + activations * cost.conversions[1]
-    if bits < 8:
-        conversions += vectors * cost.unpack
+    conversions += vectors * (cost.unpack or 0) if bits < 8 else 0
     arithmetic = dots * cost.instructions + conversions
     traffic = 0.0
     if streamed:  # fewer instructions among equal traffic: they never overlap completely
@@ -243,6 +242,8 @@ def plan_tiles(
         rest: Share of a vector's steps that need an extra one.
         bits: Bits a weight takes in memory.
     """
+    if bits < 8 and _COSTS.get(mac, MacCost()).unpack is None:
+        return NEVER
     weights = vectors * mac.lanes * mac.reduction * steps
     streamed = rows * cols == 1 and weights > WEIGHTS_IN_CACHE
 
