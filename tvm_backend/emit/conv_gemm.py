@@ -16,7 +16,6 @@ Zero points: `sum (x - zp) * w + bias == sum x * w + (bias - zp * sum w)`, folde
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -85,15 +84,14 @@ def gemm_kernel(
         for chosen, plan in _plans(*columns_as_channels(problem, weight, mac), mac, possible)
     ]
     plans.sort(key=lambda choice: choice[0].cycles)
-    fastest = plans[0][0].cycles
-    if not math.isfinite(fastest):
+    if not plans:
         raise UnsupportedError(
             f"weights of {possible[0].bits} bits cannot be multiplied as they lie in memory",
             where=str(problem),
-            why=f"{plans[0][1].idiom.name} does not multiply bytes",
+            why=f"no idiom unpacks them: {', '.join(mac.idiom.name for mac in macs)}",
             remedy="keep them as bytes",
         )
-    plans = [choice for choice in plans if math.isfinite(choice[0].cycles)]
+    fastest = plans[0][0].cycles
     forms: dict[MacIdiom, WeightForm] = {}
     for _, mac, chosen in plans:
         forms.setdefault(mac.idiom, chosen)

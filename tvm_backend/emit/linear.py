@@ -61,7 +61,7 @@ def linear_kernel(
     codes = _as_kernel(weight)
     macs = conv_macs(problem, codes, bias, target)
     stage = requantize_stage(problem, macs[0], multiplier, shift, target)
-    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile, form)
+    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile, form=form)
     return replace(kernel, inputs=(source,), output=output)
 
 
@@ -84,7 +84,7 @@ def linear_accumulate_kernel(
     )
     macs = conv_macs(problem, codes, bias, target)
     stage = Accumulate(rows, macs[0].idiom)
-    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile, form)
+    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile, form=form)
     return replace(kernel, inputs=(source,), output=output)
 
 

@@ -232,6 +232,8 @@ def plan_tiles(
 ) -> tuple[Plan, ...]:  # fmt: skip
     """All tiles, the cheapest by the cost model first; ties go to fewer rows, then more vectors.
 
+    None if the idiom cannot unpack weights of so few bits.
+
     Args:
         mac: The idiom.
         rows: Output rows.
@@ -242,8 +244,8 @@ def plan_tiles(
         rest: Share of a vector's steps that need an extra one.
         bits: Bits a weight takes in memory.
     """
-    if bits < 8 and _COSTS.get(mac, MacCost()).unpack is None:
-        return NEVER
+    if bits < 8 and cost_of(mac).unpack is None:
+        return ()
     weights = vectors * mac.lanes * mac.reduction * steps
     streamed = rows * cols == 1 and weights > WEIGHTS_IN_CACHE
 
