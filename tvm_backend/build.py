@@ -41,7 +41,8 @@ class Built:
 
     Attributes:
         executable: Relax executable, loadable by a virtual machine.
-        memory_bytes: Bytes of intermediate values after planning.
+        memory_bytes: Bytes of intermediate values after planning, and of the largest workspace of a
+            kernel (of one thread).
     """
 
     executable: Any
@@ -74,7 +75,8 @@ def build(program: Program, progress: Callable[[str], None] | None = None) -> Bu
                 why=str(error).strip().splitlines()[-1],
                 remedy="check the target's LLVM options",
             ) from error
-    return Built(executable, _planned_bytes(planned["main"]))
+    workspace = max((sum(k.workspace_bytes) for k in program.kernels.values()), default=0)
+    return Built(executable, _planned_bytes(planned["main"]) + workspace)
 
 
 def host_functions(functions: Mapping[str, Any], target: Target) -> Any:

@@ -28,7 +28,7 @@ class Summary:
 
     Attributes:
         kernels: Calls of each kernel, by name.
-        memory_bytes: Intermediate values after planning.
+        memory_bytes: Intermediate values after planning, and the largest workspace of a kernel.
         weight_bytes: Weights, biases, tables.
     """
 

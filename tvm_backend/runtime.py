@@ -37,7 +37,8 @@ class Memory:
 
     Attributes:
         weights: Weights, biases, tables.
-        intermediates: Values between kernels, as planned; those inside float islands included.
+        intermediates: Values between kernels, as planned, those inside float islands included; and
+            the largest workspace of a kernel, of one thread.
         boundary: Inputs and outputs.
     """
 

@@ -298,6 +298,7 @@ def test_a_residual_block_chooses_it() -> None:
     direct = tvm_backend.compile(graph, X86_AVX2, winograd=False)
     assert not any("winograd" in name for name in direct.summary.kernels)
     assert direct.memory.weights < compiled.memory.weights
+    assert direct.memory.intermediates < compiled.memory.intermediates  # the workspace
     if missing_features(X86_AVX2):
         pytest.skip("this machine has no AVX2")
     assert torch.equal(compiled(x), graph(x))
