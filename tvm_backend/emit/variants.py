@@ -61,23 +61,21 @@ def best_of(
         cycles: What the first schedule takes, and an alternative must stay below.
         weight_bits: Bits of a weight in memory in the first schedule.
     """
-    idioms = list(dict.fromkeys(mac.idiom.name for mac, _ in schedules))
-    first = Variant(_name(*schedules[0]), partial(make, *schedules[0]))
-    faster = [other for other in others if other.cycles < cycles]
-    if faster:
-        best = min(faster, key=lambda other: other.cycles)
-        first, idioms = best.variant, [best.kind, *idioms]
-    kinds = dict.fromkeys([*idioms[1:], *(other.kind for other in others)])
-    rest = sorted(kind for kind in kinds if kind != idioms[0])
+    mac, tile = schedules[0]
+    kind, first = mac.idiom.name, Variant(_name(mac, tile), partial(make, mac, tile))
+    best = min(others, key=lambda other: other.cycles, default=None)
+    if best is not None and best.cycles < cycles:
+        kind, first = best.kind, best.variant
+    kinds = {*(mac.idiom.name for mac, _ in schedules), *(other.kind for other in others)}
     second = "" if stage.residual is None else f"_add{stage.residual}"
-    name = f"{problem_name(operator, problem, weight_bits)}{second}__{'+'.join([idioms[0], *rest])}"
-
-    special = [other.variant for other in others]
+    start = f"{problem_name(operator, problem, weight_bits)}{second}"
+    name = f"{start}__{'+'.join([kind, *sorted(kinds - {kind})])}"
 
     def ranked() -> list[Variant]:
         direct = {_name(*s): s for s in _worth_trying(problem.output, schedules)}
-        found = [Variant(name, partial(make, *schedule)) for name, schedule in direct.items()]
-        return [first, *(v for v in (*special, *found) if v.name != first.name)]
+        found = [Variant(label, partial(make, *schedule)) for label, schedule in direct.items()]
+        every = (*(other.variant for other in others), *found)
+        return [first, *(variant for variant in every if variant.name != first.name)]
 
     variants = Variants(name, first.name, problem.input_bounds, ranked)
     return replace(first.make(), variants=variants)
