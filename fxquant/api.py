@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from tqdm.auto import tqdm
 
+from fxquant.allocator import kept_memory
 from fxquant.calibration import Calibration, batches_of
 from fxquant.config import W8A8, Config
 from fxquant.errors import CalibrationError, CaptureError, ConfigError, StageError, TargetError
@@ -232,6 +233,7 @@ def _check_parameters(gm: GraphModule) -> None:
             )
 
 
+@kept_memory()
 def calibrate(
     prepared: Prepared,
     data: Any,

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from fxquant.errors import CalibrationError
 from fxquant.ir import meta
-from fxquant.ir.batch import channels_last
+from fxquant.ir.batch import channels_last, samples_at_once
 from fxquant.ir.headroom import with_headroom
 from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator, Statistics
@@ -20,8 +20,6 @@ from fxquant.numerics.types import QParams, QuantSpec, qparams_from_range
 from fxquant.ops import Grid
 from fxquant.ops.opdef import apply_clamp
 from fxquant.ops.shape import pad
-
-CHUNK = 16  # kept samples run at once
 
 
 def tensors_of(batch: Any, inputs: int) -> tuple[Tensor, ...]:
@@ -155,7 +153,7 @@ class Calibration:
             CalibrationError: No data was seen.
         """
         self._check_seen()
-        samples, size = self.store.stacked(), batch or CHUNK
+        samples, size = self.store.stacked(), batch or samples_at_once(self.gm.graph.nodes)
         count = len(samples[0]) // size * size if batch else 0
         for start in range(0, count or len(samples[0]), size):
             yield tuple(channels_last(s[start : start + size]) for s in samples)

@@ -20,6 +20,7 @@ ALLOWED = {
     "version": set(),
     "errors": set(),
     "targets": {"errors"},
+    "allocator": set(),
     "numerics": {"errors"},
     "config": NUMERICS,
     "ops": NUMERICS,
@@ -29,8 +30,8 @@ ALLOWED = {
     "model": GRAPH | LEAVES | {"passes"},
     "storage": GRAPH | LEAVES | {"model"},
     "calibration": GRAPH | {"config"},
-    "recipes": NETWORK | {"calibration"},
-    "api": NETWORK | {"calibration", "recipes"},
+    "recipes": NETWORK | {"calibration", "allocator"},
+    "api": NETWORK | {"calibration", "recipes", "allocator"},
     "inspection": NETWORK | {"calibration"},
     "onnx": GRAPH | {"model"},
     "cli": None,  # the command line may use everything

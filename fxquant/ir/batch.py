@@ -5,15 +5,29 @@ Graphs captured by torch.export, or with sizes written out, fix the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule, Interpreter, Node
 
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
+
+_CACHED = 8 << 20  # bytes of the largest value: more would be fetched from memory again and again
+_MOST = 64  # samples
+
+
+def samples_at_once(nodes: Iterable[Node]) -> int:
+    """How many samples to run through operators at once so that their values stay in the cache."""
+    return max(1, min(_MOST, _CACHED // max(map(bytes_per_sample, nodes), default=1)))
+
+
+def bytes_per_sample(node: Node) -> int:
+    """Size of a float32 value for one sample, at least 4."""
+    shape = node.meta.get("shape", ())
+    return 4 * max(1, torch.Size(shape).numel() // max(shape[0] if shape else 1, 1))
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Streaming range estimation: a histogram that grows, and the estimators that read it.
 
 `Statistics` sees every calibration value once and keeps `BINS` counts, whatever the number of
-batches. The estimators are pure functions of it: min-max, moving average, percentile, MSE, entropy.
+batches. Of large batches it counts a random sample; the extremes are those of all values. The
+estimators are pure functions of it: min-max, moving average, percentile, MSE, entropy.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fxquant.errors import CalibrationError, ConfigError
 from fxquant.numerics.types import QuantSpec
 
 BINS = 2048
+_COUNTED = 1 << 18  # values of a batch that are counted
 
 
 @dataclass(slots=True)
@@ -45,7 +47,7 @@ class Statistics:
         Raises:
             CalibrationError: The batch has NaN or infinite values.
         """
-        x = x.detach().flatten().float()
+        x = x.detach().float()
         if x.numel() == 0:
             return
         low, high = (float(v) for v in torch.aminmax(x))
@@ -65,8 +67,9 @@ class Statistics:
             self.average = (keep * a + (1 - keep) * low, keep * b + (1 - keep) * high)
         self._grow(max(abs(low), abs(high)))
         if self.edge > 0:
-            counts = torch.histc(x, BINS, -self.edge, self.edge)
-            self.counts += counts.double().cpu().numpy()
+            values = _sample(x)
+            counts = torch.histc(values, BINS, -self.edge, self.edge)
+            self.counts += counts.double().cpu().numpy() * (x.numel() / values.numel())
 
     def _grow(self, magnitude: float) -> None:
         """Double the histogram's span until it covers `magnitude`; bins merge in pairs."""
@@ -89,6 +92,15 @@ class Statistics:
         """Bin centres, `[BINS]`."""
         width = 2 * self.edge / BINS
         return -self.edge + width * (np.arange(BINS) + 0.5)
+
+
+def _sample(x: Tensor) -> Tensor:
+    """Elements to count; which ones depends on nothing but the shape."""
+    if x.numel() <= _COUNTED:
+        return x
+    rng = torch.Generator().manual_seed(0)
+    chosen = torch.randint(x.numel(), (_COUNTED,), generator=rng).to(x.device)
+    return x.take(chosen)
 
 
 class RangeEstimator(Protocol):

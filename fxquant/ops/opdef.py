@@ -187,5 +187,12 @@ class OpDef:
 
 
 def apply_clamp(x: Tensor, clamp: Clamp | None) -> Tensor:
-    """Clamp in real values; None bounds are open."""
-    return x if clamp is None or clamp == (None, None) else x.clamp(clamp[0], clamp[1])
+    """Clamp in real values; None bounds are open.
+
+    Args:
+        x: A result nobody else has: changed in place if it needs no gradient.
+        clamp: The bounds.
+    """
+    if clamp is None or clamp == (None, None):
+        return x
+    return x.clamp(*clamp) if x.requires_grad else x.clamp_(*clamp)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fxquant.allocator import kept_memory
 from fxquant.config import W4A8, WEIGHT_BITS, Config
 from fxquant.errors import ConfigError
 from fxquant.recipes.allocation import BitProblem, Method, Prediction
@@ -25,6 +26,7 @@ AVERAGES = (2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0)
 Budget = Literal["size", "bit_operations"]
 
 
+@kept_memory()
 def allocate_bits(
     model: Any,
     example_inputs: Any,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fxquant.ir import meta
-from fxquant.ir.batch import fixed_batch
+from fxquant.ir.batch import fixed_batch, samples_at_once
 from fxquant.ir.units import units
 from fxquant.numerics.types import activation_spec, qparams_from_range, weight_spec
 from fxquant.recipes.network import Network, WeightInfo
@@ -20,7 +20,6 @@ from fxquant.solvers.base import Layer, LayerProblem, LayerSolver
 from fxquant.solvers.program import Program
 from fxquant.solvers.scale_search import floor_scale, round_to_grid, start_scale
 
-_CHUNK = 16  # samples run at once
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -55,7 +54,7 @@ class Probe:
             for a, b in zip([None, *cuts], [*cuts, len(operators)], strict=True)
         ]
         batch = fixed_batch(gm)
-        size = batch or _CHUNK
+        size = batch or samples_at_once(operators)
         whole = len(inputs[0]) // size * size if batch else len(inputs[0])
         placeholders = [n.name for n in gm.graph.nodes if n.op == "placeholder"]
         self.chunks = [

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from tqdm.auto import tqdm
 
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
-from fxquant.ir.batch import channels_last
+from fxquant.ir.batch import bytes_per_sample, channels_last, samples_at_once
 from fxquant.ir.units import Unit
 from fxquant.solvers.activations import ActivationMemory
 from fxquant.solvers.base import (
@@ -33,7 +33,6 @@ from fxquant.solvers.regions import regions
 from fxquant.solvers.state import NetworkState, Record
 from fxquant.solvers.walk import Walk
 
-CHUNK = 16  # samples run at once
 MEMORY = 4 << 30  # bytes of RAM for cached activations
 LAYER_SAMPLES = 512  # for steps that work layer by layer
 
@@ -130,7 +129,6 @@ class _Driver:
         self.on_solved: Callable[[str, Record], None] | None = None
         self.state = NetworkState(gm)
         self.memory = ActivationMemory(options.memory)
-        self.chunk = options.batch or CHUNK
 
     def run(self, steps: Sequence[Solver]) -> Solved:
         groups = passes(steps)
@@ -188,8 +186,9 @@ class _Driver:
         """Run a region on all samples of one prefix."""
         results: dict[str, Tensor] = {}
         hooks = (self.state.parameters, self.state.on_grid) if simulated else (None, None)
-        for start in range(0, len(self.samples[0]), self.chunk):
-            rows = slice(start, start + self.chunk)
+        size = self._chunk(program)
+        for start in range(0, len(self.samples[0]), size):
+            rows = slice(start, start + size)
             inputs = {n.name: values[n.name][rows] for n in program.inputs}
             count = len(next(iter(inputs.values())))
             for name, chunk in program.run(inputs, *hooks).items():
@@ -227,8 +226,9 @@ class _Driver:
         record = Record()
         for layerwise, group in _runs(steps):
             if layerwise:
-                inside = self._interior_samples(program)
-                walk = Walk(self.state, program, solved, self.chunk, inside)
+                chunk = self._chunk(program)
+                inside = self._interior_samples(program, chunk)
+                walk = Walk(self.state, program, solved, chunk, inside)
                 walk.run([s for s in group if isinstance(s, LayerSolver)], floats, quantized, rng,
                          record)  # fmt: skip
                 continue
@@ -244,12 +244,16 @@ class _Driver:
                 self.state.apply(record)
         return record
 
-    def _interior_samples(self, program: Program) -> int:
+    def _chunk(self, program: Program) -> int:
+        """Samples run through a region at once."""
+        return self.options.batch or samples_at_once((*program.nodes, *program.inputs))
+
+    def _interior_samples(self, program: Program, chunk: int) -> int:
         """How many samples of a unit's inner values fit the memory, under both prefixes."""
-        inside = sum(_bytes_per_sample(n) for n in (*program.nodes, *program.inputs))
+        inside = sum(bytes_per_sample(n) for n in (*program.nodes, *program.inputs))
         free = max(self.options.memory - self.memory.used, self.options.memory // 4)
-        fitting = free // max(2 * inside, 1) // self.chunk * self.chunk
-        return min(len(self.samples[0]), LAYER_SAMPLES, max(fitting, self.chunk))
+        fitting = free // max(2 * inside, 1) // chunk * chunk
+        return min(len(self.samples[0]), LAYER_SAMPLES, max(fitting, chunk))
 
     def _problem(
         self,
@@ -288,8 +292,3 @@ def _runs(steps: Sequence[Solver]) -> Iterator[tuple[bool, list[Solver]]]:
             group = []
         group.append(step)
     yield isinstance(group[-1], LayerSolver), group
-
-
-def _bytes_per_sample(node: Node) -> int:
-    shape = node.meta.get("shape", ())
-    return 4 * int(torch.Size(shape).numel()) // max(shape[0] if shape else 1, 1)

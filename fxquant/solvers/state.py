@@ -14,7 +14,6 @@ from fxquant.ir.build import register
 from fxquant.ir.headroom import finest_scale, with_headroom
 from fxquant.numerics.types import QParams, QTensor
 from fxquant.ops import Grid, Operand
-from fxquant.ops.qdq import dequantize, quantize
 from fxquant.solvers.base import Layer
 from fxquant.solvers.program import grid_owner, is_layer
 from fxquant.solvers.scale_search import floor_scale, raise_scales, round_to_grid, start_scale
@@ -102,9 +101,9 @@ class NetworkState:
     def on_grid(self, name: str, value: Tensor) -> Tensor:
         """A value rounded to the grid of the node that owns it."""
         grid = Operand.of(meta.qparams(self.nodes[name]))
-        codes = quantize(value, scale=grid.scale, zero_point=grid.zero_point,
-                         qmin=grid.qmin, qmax=grid.qmax)  # fmt: skip
-        return dequantize(codes, scale=grid.scale, zero_point=grid.zero_point)
+        ratio = value / torch.tensor(grid.scale, dtype=value.dtype, device=value.device)
+        ratio.round_().clamp_(grid.qmin - grid.zero_point, grid.qmax - grid.zero_point)
+        return ratio.mul_(grid.scale)
 
     def set_grids(self, grids: Mapping[str, QParams]) -> dict[str, QParams]:
         """Change grids, in execution order, keeping the headroom of all sums; those really set."""

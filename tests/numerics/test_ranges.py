@@ -51,6 +51,16 @@ def test_streamed_min_max_equals_one_batch(seed: int, pieces: int) -> None:
     assert MinMax().estimate(streamed, spec) == (float(x.min()), float(x.max()))
 
 
+def test_large_batches_are_sampled_but_their_extremes_are_exact() -> None:
+    x = torch.randn(8, 3, 200, 200, generator=torch.Generator().manual_seed(0))
+    x[5, 1, 17, 3], x[2, 2, 100, 100] = 50.0, -40.0
+    statistics = statistics_of(x.contiguous(memory_format=torch.channels_last))
+    assert (statistics.low, statistics.high) == (-40.0, 50.0)
+    assert statistics.counts.sum() == pytest.approx(x.numel())
+    spread = float(np.sqrt((statistics.counts * statistics.centers() ** 2).sum() / x.numel()))
+    assert spread == pytest.approx(float(x.std()), rel=0.02)
+
+
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8))
 def test_growth_keeps_every_value(magnitudes: list[float]) -> None:
     """No value is lost or counted twice, whatever the order of magnitudes."""
