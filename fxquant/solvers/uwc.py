@@ -31,7 +31,12 @@ from fxquant.solvers.reconstruct import Reconstruction, Training
 
 @dataclass(frozen=True, slots=True)
 class UWC(Reconstruction):
-    """See the module docstring; `region=Scope.LAYER` for comparison."""
+    """See the module docstring; `region=Scope.LAYER` for comparison.
+
+    Codes move slowly: those of a closed form are good, and few images must not undo them.
+    """
+
+    training: Training = Training(code_rate=3e-3)
 
 
 @dataclass(frozen=True, slots=True)
