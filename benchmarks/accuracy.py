@@ -6,7 +6,8 @@ integer network on the test images: top-1, drop against FP32, agreement with FP3
 calibration time, and whether compiled == reference on a sample.
 
 A cell is a network, a configuration, a recipe (see fxquant/recipes/named.py) and a seed. Finished
-cells are kept in a JSON file and not measured again; `--tables` rebuilds the tables from it.
+cells are kept in a JSON file and not measured again; `--tables` rebuilds the tables from it, and
+`--document docs/results.md` puts them there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import fxquant
 import tvm_backend
 from benchmarks.assets import NETS, Assets
 from benchmarks.configurations import CONFIGURATIONS, configuration
+from benchmarks.document import rewrite
 from benchmarks.tables import tables
 from fxquant.recipes import RECIPES
 
@@ -97,6 +99,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure finished cells again")
     parser.add_argument("--progress", action="store_true", help="show the solvers' progress")
     parser.add_argument("--tables", action="store_true", help="only print the tables")
+    parser.add_argument("--document", type=Path, help="Markdown file whose tables are replaced")
     arguments = parser.parse_args()
     results = arguments.results
     if not arguments.tables:
@@ -115,7 +118,10 @@ def main() -> None:
                 f"SQNR {cell['sqnr']:.1f} dB, {cell['seconds']:.0f} s",
                 flush=True,
             )
-    print(tables(read(results)))
+    measured = tables(read(results))
+    print("\n\n".join(f"**{name}**\n\n{text}" for name, text in measured.items()))
+    if arguments.document is not None:
+        rewrite(arguments.document, measured)
 
 
 def read(path: Path) -> dict[str, dict]:

@@ -1,71 +1,182 @@
-"""Markdown tables of accuracy cells."""
+"""Markdown tables of accuracy cells, by name. docs/results.md holds them; see document.py.
+
+A cell keeps the settings its solvers had. Where a recipe means something else by now, the figures
+are marked: they are true, but not of what a user gets today.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, pstdev
+from typing import Any
 
-from benchmarks.configurations import CONFIGURATIONS
+import fxquant
+from benchmarks.configurations import CONFIGURATIONS, MIXED, PRESETS
+from fxquant.recipes import RECIPES
+from fxquant.recipes.defaults import default_steps
 
-
-def tables(cells: dict[str, dict]) -> str:
-    """One table a recipe group: the default recipe by network, then all recipes by network."""
-    grouped: dict[tuple[str, str, str], list[dict]] = defaultdict(list)
-    for key, cell in cells.items():
-        net, config, recipe, _ = key.split(":")
-        grouped[net, config, recipe].append(cell)
-    parts = [_default_table(grouped)]
-    nets = dict.fromkeys(net for net, _, recipe in grouped if recipe != "default")
-    parts += [_recipe_table(net, grouped) for net in nets]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _sorted(configs: set[str]) -> list[str]:
-    return sorted(configs, key=CONFIGURATIONS.index)
+STALE = "†"
+FOOTNOTE = f"{STALE} measured with earlier settings of the recipe"
+_AT_MOST_3_BITS = ("W3A8", "W3A3", "W2A8", "W2A4")
+_CHOICES = {
+    "W4A8": "uniform", "W4A4": "uniform", "greedy": "coding length, greedy",
+    "rate": "coding length, nearest width to the rate", "cluster": "coding length, clusters",
+    "milp": "measured sensitivity, integer program",
+}  # fmt: skip
 
 
-def _default_table(grouped: dict[tuple[str, str, str], list[dict]]) -> str:
-    rows = []
-    nets = dict.fromkeys(net for net, _, recipe in grouped if recipe == "default")
-    for net in nets:
-        for config in _sorted({c for n, c, r in grouped if n == net and r == "default"}):
-            c = grouped[net, config, "default"][0]
-            rows.append(
-                f"| {net} | {config} | {c['fp32']:.2f} | {c['top1']:.2f} | {c['drop']:+.2f} | "
-                f"{c['agreement']:.1f} | {c['sqnr']:.1f} | {c['seconds']:.0f} | "
-                f"{'yes' if c['exact'] else 'NO'} | {c['images']} |"
-            )
-    header = (
-        "| net | config | FP32 | top-1 | drop | agreement % | SQNR dB | calibration s | "
-        "compiled == reference | images |\n|---|---|---|---|---|---|---|---|---|---|"
-    )
-    return "\n".join([header, *rows]) if rows else ""
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The cells of one network, configuration and recipe, one a seed."""
 
+    net: str
+    config: str
+    recipe: str
+    seeds: tuple[Mapping[str, Any], ...]
 
-def _recipe_table(net: str, grouped: dict[tuple[str, str, str], list[dict]]) -> str:
-    """Rows are recipes, columns configurations: drop · SQNR · agreement (time)."""
-    configs = _sorted({c for n, c, _ in grouped if n == net})
-    recipes = dict.fromkeys(r for n, _, r in grouped if n == net)
-    lines = [
-        f"**{net}**: drop in points · SQNR dB · agreement % (calibration s)",
-        "",
-        f"| recipe | {' | '.join(configs)} |",
-        f"|---|{'---|' * len(configs)}",
-    ]
-    for recipe in recipes:
-        values = [_summary(grouped.get((net, config, recipe), [])) for config in configs]
-        lines.append(f"| {recipe} | {' | '.join(values)} |")
-    return "\n".join(lines)
-
-
-def _summary(seeds: list[dict]) -> str:
-    if not seeds:
-        return ""
-
-    def figure(name: str, form: str) -> str:
-        values = [cell[name] for cell in seeds]
+    def figure(self, name: str, form: str) -> str:
+        """Mean over the seeds, with its spread if there are several."""
+        values = [cell[name] for cell in self.seeds]
         spread = f" ± {pstdev(values):.1f}" if len(values) > 1 else ""
         return f"{mean(values):{form}}{spread}"
 
-    numbers = (figure("drop", "+.2f"), figure("sqnr", ".1f"), figure("agreement", ".1f"))
-    return f"{' · '.join(numbers)} ({mean(c['seconds'] for c in seeds):.0f})"
+    @property
+    def quality(self) -> str:
+        """Drop and SQNR."""
+        return f"{self.figure('drop', '+.2f')} · {self.figure('sqnr', '.1f')}{self.mark}"
+
+    @property
+    def mark(self) -> str:
+        """`STALE` if a cell was measured with other settings than the recipe's present ones."""
+        present = settings(self.recipe, self.config)
+        return STALE if any(cell["solver"] != present for cell in self.seeds) else ""
+
+
+def settings(recipe: str, config: str) -> str:
+    """The solvers of a recipe with all their settings, as cells keep them."""
+    steps = RECIPES[recipe]()
+    if steps is None:
+        base = getattr(fxquant, config if config in PRESETS else f"W4{config[2:4]}")
+        steps = default_steps(base)
+    return repr(steps)
+
+
+def grouped(cells: Mapping[str, Mapping[str, Any]]) -> list[Cells]:
+    """By network, configuration (in the order of the benchmark) and recipe (likewise)."""
+    found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for key, cell in cells.items():
+        net, config, recipe, _ = key.split(":")
+        found[net, config, recipe].append(cell)
+    recipes = [*RECIPES]
+    order = sorted(found, key=lambda k: (k[0], CONFIGURATIONS.index(k[1]), recipes.index(k[2])))
+    return [Cells(*key, tuple(found[key])) for key in order]
+
+
+def tables(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """All tables that have rows, by name."""
+    known = grouped(cells)
+    found = {
+        "default": _defaults(known),
+        **{f"solvers {net}": _solvers(net, known) for net in dict.fromkeys(c.net for c in known)},
+        "mixed": _mixed(known),
+        "regions": _regions(known),
+        "int7": _int7(known),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; empty without rows. Explains the mark where a figure has it."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    if not lines:
+        return ""
+    text = "\n".join([f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *lines])
+    return f"{text}\n\n{FOOTNOTE}" if STALE in text else text
+
+
+def _defaults(known: Sequence[Cells]) -> str:
+    rows = []
+    for group in known:
+        if group.recipe != "default":
+            continue
+        cell = group.seeds[0]
+        exact = "yes" if all(c["exact"] for c in group.seeds) else "NO"
+        rows.append((
+            group.net, group.config + group.mark, f"{cell['fp32']:.2f}",
+            group.figure("top1", ".2f"), group.figure("drop", "+.2f"),
+            group.figure("agreement", ".1f"), group.figure("sqnr", ".1f"),
+            f"{mean(c['seconds'] for c in group.seeds):.0f}", exact, str(cell["images"]),
+        ))  # fmt: skip
+    head = ("net", "config", "FP32", "top-1", "drop", "agreement %", "SQNR dB", "calibration s",
+            "compiled == reference", "images")  # fmt: skip
+    return _table(head, rows)
+
+
+def _solvers(net: str, known: Sequence[Cells]) -> str:
+    """Rows are recipes, columns configurations: drop · SQNR · agreement (time)."""
+    chosen = {(c.recipe, c.config): c for c in known if c.net == net and c.config in PRESETS}
+    compared = {config for recipe, config in chosen if recipe != "default"}
+    configs = [config for config in PRESETS if config in compared]
+
+    def entry(group: Cells | None) -> str:
+        if group is None:
+            return ""
+        agreement = group.figure("agreement", ".1f")
+        seconds = mean(c["seconds"] for c in group.seeds)
+        return f"{group.quality} · {agreement} ({seconds:.0f})"
+
+    recipes = [r for r in RECIPES if any((r, config) in chosen for config in configs)]
+    recipes.sort(key=lambda r: r == "default")
+    rows = [(r, *(entry(chosen.get((r, config))) for config in configs)) for r in recipes]
+    return _table(("recipe", *configs), rows)
+
+
+def _mixed(known: Sequence[Cells]) -> str:
+    """Who chooses the widths, at equal size."""
+    nets = {(c.net, c.recipe) for c in known if c.config in MIXED}
+    uniform = {"W4A8": "A8", "W4A4": "A4"}
+    rows = []
+    for group in known:
+        if (group.net, group.recipe) not in nets or group.config not in (*MIXED, *uniform):
+            continue
+        activations = uniform.get(group.config, group.config[2:4])
+        choice = _CHOICES[group.config.split("-")[-1]]
+        rows.append((activations, (
+            group.net, group.recipe, choice, f"{activations[1]} bits", group.quality,
+            group.figure("agreement", ".1f"),
+        )))  # fmt: skip
+    rows.sort(key=lambda row: (row[1][0], row[1][1], row[0] == "A4"))
+    head = ("net", "recipe", "widths, 4 bits on average", "activations", "drop · SQNR dB",
+            "agreement %")  # fmt: skip
+    return _table(head, [row for _, row in rows])
+
+
+def _regions(known: Sequence[Cells]) -> str:
+    """UWC layer by layer against unit by unit, from the same start."""
+    cells = {(c.net, c.config, c.recipe): c for c in known}
+    rows = []
+    for (net, config, recipe), layers in cells.items():
+        if recipe != "uwc-layer" or config not in _AT_MOST_3_BITS:
+            continue
+        units = cells.get((net, config, "uwc"))
+        if units is None and settings("default", config) == settings("uwc", config):
+            units = cells.get((net, config, "default"))
+        if units is not None:
+            start = cells.get((net, config, "gptq"))
+            rows.append((net, config, start.quality if start else "", layers.quality,
+                         units.quality))  # fmt: skip
+    return _table(("net", "config", "start (GPTQ)", "layers", "units"), rows)
+
+
+def _int7(known: Sequence[Cells]) -> str:
+    """EasyQuant at 8 and at 7 bits."""
+    cells = {(c.net, c.config): c for c in known if c.recipe == "easyquant"}
+    rows = []
+    for net in dict.fromkeys(net for net, _ in cells):
+        wide, narrow = cells.get((net, "W8A8")), cells.get((net, "W7A7"))
+        if wide and narrow:
+            lost = mean(c["drop"] for c in narrow.seeds) - mean(c["drop"] for c in wide.seeds)
+            rows.append((net, wide.quality, narrow.quality, f"{lost:+.2f}"))
+    return _table(("net", "W8A8", "W7A7", "points lost by 7 bits"), rows)

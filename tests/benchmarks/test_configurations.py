@@ -1,4 +1,4 @@
-"""Configurations of the accuracy tables: mixed widths cost what uniform ones do; the tables."""
+"""Configurations of the accuracy tables: mixed widths cost what uniform ones do."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 import fxquant
 from benchmarks.configurations import MIXED, PRESETS, configuration
-from benchmarks.tables import tables
 
 
 class Net(nn.Sequential):
@@ -37,21 +36,3 @@ def test_mixed_ones_spend_at_most_four_bits(name: str, samples: Tensor) -> None:
     # The input of the last layer keeps 8 bits.
     bits = [rule.activation_bits for rule in config.names.values() if rule]
     assert bits == [int(name[3])] * 2 + [8]
-
-
-def cell(drop: float) -> dict[str, float | bool | int]:
-    return {"fp32": 80.0, "top1": 80.0 - drop, "drop": drop, "agreement": 90.0, "sqnr": 10.0,
-            "seconds": 60.0, "exact": True, "images": 500}  # fmt: skip
-
-
-def test_tables_sort_configurations_and_average_seeds() -> None:
-    cells = {
-        "net:M4A8-milp:default:0": cell(2.0),
-        "net:W4A8:default:0": cell(3.0),
-        "net:W4A8:uwc:0": cell(1.0),
-        "net:W4A8:uwc:1": cell(2.0),
-    }
-    text = tables(cells)
-    assert text.index("| net | W4A8 |") < text.index("| net | M4A8-milp |")
-    assert "| recipe | W4A8 | M4A8-milp |" in text
-    assert "| uwc | +1.50 ± 0.5 · 10.0 ± 0.0 · 90.0 ± 0.0 (60) |  |" in text
