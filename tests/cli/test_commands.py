@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,33 @@ def folder(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_compile(folder: Path) -> None:
     assert {p.name for p in folder.iterdir()} >= {"net.so", "manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), True),
+        (("--no-winograd",), False),
+        (("--form", "standalone"), False),
+        (("--form", "standalone", "--winograd"), True),
+    ],
+    ids=str,
+)
+def test_winograd_kernels_are_an_option(
+    run: Run, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...], expected: bool,
+) -> None:  # fmt: skip
+    """Weights up to 8 times as large are unwelcome on small devices."""
+    backend = pytest.importorskip("tvm_backend")
+    given, real = [], backend.compile
+
+    def compile(*arguments: Any, winograd: bool, **keywords: Any) -> Any:
+        given.append(winograd)
+        return real(*arguments, winograd=winograd, **keywords)
+
+    monkeypatch.setattr(backend, "compile", compile)
+    assert run("compile", net, "--output", tmp_path / "out", *options).code == 0
+    assert given == [expected]
 
 
 def test_tune_and_compile_with_what_was_found(run: Run, net: Path, tmp_path: Path) -> None:
