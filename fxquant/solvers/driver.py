@@ -158,27 +158,87 @@ class _Driver:
         floats = {n.name: s for n, s in zip(placeholders, self.samples, strict=True)}
         quantized = dict(floats)
         solved: set[str] = set()
+        layerwise = all(isinstance(step, LayerSolver) for step in steps)
         for number, (unit, program) in enumerate(regions):
-            targets = self._advance(program, floats, simulated=False)
+            key = f"{index}.{number}.{unit.name}"
+            record = self.finished.get(key)
+            walked = layerwise and record is None and self._fits(program)
+            targets = {} if walked else self._advance(program, floats, simulated=False)
+            results: dict[str, Tensor] = {}
             if program.layers:
                 bar.set_postfix_str(unit.name)
-                key = f"{index}.{number}.{unit.name}"
-                record = self.finished.get(key)
                 if record is None:
                     seed = self.options.seed * 1_000_003 + index * 10_007 + number
                     rng = torch.Generator().manual_seed(seed)
-                    record = self._solve(unit, program, steps, floats, quantized, targets, rng,
-                                         frozenset(solved))  # fmt: skip
+                    known = frozenset(solved)
+                    if walked:
+                        record, targets, results = self._walk_through(
+                            program, steps, floats, quantized, rng, known
+                        )
+                    else:
+                        record = self._solve(
+                            unit, program, steps, floats, quantized, targets, rng, known
+                        )
                     self.finished[key] = record
                     if self.on_solved is not None:
                         self.on_solved(key, record)
                 self.state.apply(record)
                 solved.update(record.weights)
                 bar.update(len(program.layers))
-            last = number == len(regions) - 1
-            results = {} if last else self._advance(program, quantized, simulated=True)
+            if number < len(regions) - 1 and not results:
+                results = self._advance(program, quantized, simulated=True)
             self._keep(floats, targets, regions[number + 1 :])
             self._keep(quantized, results, regions[number + 1 :])
+
+    def _fits(self, program: Program) -> bool:
+        """Whether a walk through a region with layers sees all samples at once."""
+        samples = len(self.samples[0])
+        return bool(program.layers) and self._interior_samples(program) == samples
+
+    def _walk_through(
+        self,
+        program: Program,
+        steps: Sequence[Solver],
+        floats: dict[str, Tensor],
+        quantized: dict[str, Tensor],
+        rng: torch.Generator,
+        solved: frozenset[str],
+    ) -> tuple[Record, dict[str, Tensor], dict[str, Tensor]]:
+        """Steps that work layer by layer, and both prefixes' results, which they have seen.
+
+        There are no quantized results if grids have changed: that may change scales of layers that
+        the walk has passed.
+        """
+        record = Record()
+        walk = self._walk(program, steps, floats, quantized, rng, solved, record)
+        targets = self._gathered(program, walk.float_values)
+        return record, targets, {} if record.grids else self._gathered(program, walk.values)
+
+    def _gathered(self, program: Program, chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A region's results of all samples."""
+        results: dict[str, Tensor] = {}
+        for node in program.outputs:
+            parts = [values[node.name] for values in chunks]
+            shape = (sum(map(len, parts)), *parts[0].shape[1:])
+            results[node.name] = self.memory.allocate(shape, parts[0].dtype)
+            torch.cat(parts, out=results[node.name])
+        return results
+
+    def _walk(
+        self,
+        program: Program,
+        steps: Sequence[Solver],
+        floats: dict[str, Tensor],
+        quantized: dict[str, Tensor],
+        rng: torch.Generator,
+        solved: frozenset[str],
+        record: Record,
+    ) -> Walk:
+        """Steps that work layer by layer; solutions go to the record."""
+        chunk, inside = self._chunk(program), self._interior_samples(program)
+        walk = Walk(self.state, program, solved, chunk, inside)
+        walk.run([s for s in steps if isinstance(s, LayerSolver)], floats, quantized, rng, record)
+        return walk
 
     def _advance(
         self, program: Program, values: dict[str, Tensor], simulated: bool
@@ -226,11 +286,7 @@ class _Driver:
         record = Record()
         for layerwise, group in _runs(steps):
             if layerwise:
-                chunk = self._chunk(program)
-                inside = self._interior_samples(program, chunk)
-                walk = Walk(self.state, program, solved, chunk, inside)
-                walk.run([s for s in group if isinstance(s, LayerSolver)], floats, quantized, rng,
-                         record)  # fmt: skip
+                self._walk(program, group, floats, quantized, rng, solved, record)
                 continue
             for step in group:
                 assert isinstance(step, UnitSolver)
@@ -248,8 +304,9 @@ class _Driver:
         """Samples run through a region at once."""
         return self.options.batch or samples_at_once((*program.nodes, *program.inputs))
 
-    def _interior_samples(self, program: Program, chunk: int) -> int:
+    def _interior_samples(self, program: Program) -> int:
         """How many samples of a unit's inner values fit the memory, under both prefixes."""
+        chunk = self._chunk(program)
         inside = sum(bytes_per_sample(n) for n in (*program.nodes, *program.inputs))
         free = max(self.options.memory - self.memory.used, self.options.memory // 4)
         fitting = free // max(2 * inside, 1) // chunk * chunk

@@ -17,9 +17,11 @@ from fxquant.numerics.types import QParams
 from fxquant.ops import Operand
 from fxquant.ops.qdq import quantize
 from fxquant.solvers import (
+    GPTQ,
     UWC,
     AdaRound,
     BiasCorrection,
+    EasyQuant,
     LayerProblem,
     LayerSolution,
     LayerSolver,
@@ -31,6 +33,7 @@ from fxquant.solvers import (
     UnitSolution,
     UnitSolver,
     ValueProblem,
+    driver,
 )
 from fxquant.solvers.activations import ActivationMemory
 from fxquant.solvers.driver import passes
@@ -289,3 +292,41 @@ def test_sums_keep_their_headroom_when_an_operand_gets_coarser() -> None:
              if "quant" in n.meta}  # fmt: skip
     assert float(grids["b"].scale) > 0.4 * float(grids["stem"].scale)
     assert result.reference(IMAGES).shape == result(IMAGES).shape
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [(GPTQ(),), (EasyQuant(rounds=1), GPTQ()), (RoundToNearest(), BiasCorrection())],
+    ids=["gptq", "grids change", "biases change"],
+)
+@pytest.mark.parametrize("name", ["residual", "shared_module"])
+def test_results_a_walk_has_seen_are_those_of_running_the_region(
+    name: str, steps: tuple[LayerSolver, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quantized() -> fxquant.Quantized:
+        return fxquant.quantize(BY_NAME[name].make(), [X], solver=steps, progress=False)
+
+    advances: list[bool] = []
+    advance = driver._Driver._advance
+
+    def counted(self, program, values, simulated):  # type: ignore[no-untyped-def]
+        advances.append(simulated)
+        return advance(self, program, values, simulated)
+
+    monkeypatch.setattr(driver._Driver, "_advance", counted)
+    walked = quantized()
+    fewer = advances.count(False)
+    monkeypatch.setattr(driver._Driver, "_fits", lambda self, program: False)
+    assert contents(walked) == contents(quantized())
+    assert fewer < advances.count(False) - fewer  # in regions with layers it ran in the walk only
+
+
+def contents(quantized: fxquant.Quantized) -> dict[str, tuple[bytes, ...]]:
+    """Bytes of every constant and every grid."""
+    found = {}
+    for node in quantized.calibrated.graph.nodes:
+        value = meta.quant(node)
+        grid = (value.qparams.scale, value.qparams.zero_point) if value and value.qparams else ()
+        own = (meta.tensor_of(quantized.calibrated, node),) if node.op == "get_attr" else ()
+        found[node.name] = tuple(t.detach().numpy().tobytes() for t in (*grid, *own))
+    return found
