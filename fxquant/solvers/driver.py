@@ -114,6 +114,31 @@ def passes(steps: Sequence[Solver]) -> list[tuple[Scope, list[Solver]]]:
     return [(scope or Scope.UNIT, group) for scope, group in result]
 
 
+@dataclass(slots=True, eq=False)
+class _Region:
+    """A region of the network in a pass.
+
+    Attributes:
+        unit: The region.
+        program: The same, to run.
+        floats: Values before it in the float network, by name.
+        quantized: The same behind the quantized prefix.
+        solved: Names of weights that must not change any more.
+        rng: Its randomness.
+        targets: Its results in the float network, once known.
+        results: Its results behind the quantized prefix, once known.
+    """
+
+    unit: Unit
+    program: Program
+    floats: dict[str, Tensor]
+    quantized: dict[str, Tensor]
+    solved: frozenset[str]
+    rng: torch.Generator
+    targets: dict[str, Tensor] | None = None
+    results: dict[str, Tensor] | None = None
+
+
 class _Driver:
     """Runs both prefixes through the graph, once for every group of steps."""
 
@@ -136,8 +161,8 @@ class _Driver:
         total = sum(len(program.layers) for part in parts for _, program in part)
         quiet = not self.options.progress
         with tqdm(total=total, desc="solve", unit="layer", disable=quiet) as bar:
-            for index, ((_, group), regions) in enumerate(zip(groups, parts, strict=True)):
-                self._pass(index, group, regions, bar)
+            for index, ((_, group), own) in enumerate(zip(groups, parts, strict=True)):
+                self._pass(index, group, own, bar)
         self.state.store()
         return Solved(self.state.notes, self.state.losses)
 
@@ -150,7 +175,7 @@ class _Driver:
         self,
         index: int,
         steps: Sequence[Solver],
-        regions: Sequence[tuple[Unit, Program]],
+        parts: Sequence[tuple[Unit, Program]],
         bar: tqdm,
     ) -> None:
         """One group of steps through the whole network."""
@@ -158,87 +183,32 @@ class _Driver:
         floats = {n.name: s for n, s in zip(placeholders, self.samples, strict=True)}
         quantized = dict(floats)
         solved: set[str] = set()
-        layerwise = all(isinstance(step, LayerSolver) for step in steps)
-        for number, (unit, program) in enumerate(regions):
-            key = f"{index}.{number}.{unit.name}"
-            record = self.finished.get(key)
-            walked = layerwise and record is None and self._fits(program)
-            targets = {} if walked else self._advance(program, floats, simulated=False)
-            results: dict[str, Tensor] = {}
+        for number, (unit, program) in enumerate(parts):
+            seed = self.options.seed * 1_000_003 + index * 10_007 + number
+            rng = torch.Generator().manual_seed(seed)
+            region = _Region(unit, program, floats, quantized, frozenset(solved), rng)
             if program.layers:
                 bar.set_postfix_str(unit.name)
+                key = f"{index}.{number}.{unit.name}"
+                record = self.finished.get(key)
                 if record is None:
-                    seed = self.options.seed * 1_000_003 + index * 10_007 + number
-                    rng = torch.Generator().manual_seed(seed)
-                    known = frozenset(solved)
-                    if walked:
-                        record, targets, results = self._walk_through(
-                            program, steps, floats, quantized, rng, known
-                        )
-                    else:
-                        record = self._solve(
-                            unit, program, steps, floats, quantized, targets, rng, known
-                        )
-                    self.finished[key] = record
+                    record = self.finished[key] = self._solve(region, steps)
                     if self.on_solved is not None:
                         self.on_solved(key, record)
                 self.state.apply(record)
                 solved.update(record.weights)
                 bar.update(len(program.layers))
-            if number < len(regions) - 1 and not results:
-                results = self._advance(program, quantized, simulated=True)
-            self._keep(floats, targets, regions[number + 1 :])
-            self._keep(quantized, results, regions[number + 1 :])
+            targets, rest = self._targets(region), parts[number + 1 :]
+            if rest and region.results is None:
+                region.results = self._advance(program, quantized, simulated=True)
+            self._keep(floats, targets, rest)
+            self._keep(quantized, region.results or {}, rest)
 
-    def _fits(self, program: Program) -> bool:
-        """Whether a walk through a region with layers sees all samples at once."""
-        samples = len(self.samples[0])
-        return bool(program.layers) and self._interior_samples(program) == samples
-
-    def _walk_through(
-        self,
-        program: Program,
-        steps: Sequence[Solver],
-        floats: dict[str, Tensor],
-        quantized: dict[str, Tensor],
-        rng: torch.Generator,
-        solved: frozenset[str],
-    ) -> tuple[Record, dict[str, Tensor], dict[str, Tensor]]:
-        """Steps that work layer by layer, and both prefixes' results, which they have seen.
-
-        There are no quantized results if grids have changed: that may change scales of layers that
-        the walk has passed.
-        """
-        record = Record()
-        walk = self._walk(program, steps, floats, quantized, rng, solved, record)
-        targets = self._gathered(program, walk.float_values)
-        return record, targets, {} if record.grids else self._gathered(program, walk.values)
-
-    def _gathered(self, program: Program, chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """A region's results of all samples."""
-        results: dict[str, Tensor] = {}
-        for node in program.outputs:
-            parts = [values[node.name] for values in chunks]
-            shape = (sum(map(len, parts)), *parts[0].shape[1:])
-            results[node.name] = self.memory.allocate(shape, parts[0].dtype)
-            torch.cat(parts, out=results[node.name])
-        return results
-
-    def _walk(
-        self,
-        program: Program,
-        steps: Sequence[Solver],
-        floats: dict[str, Tensor],
-        quantized: dict[str, Tensor],
-        rng: torch.Generator,
-        solved: frozenset[str],
-        record: Record,
-    ) -> Walk:
-        """Steps that work layer by layer; solutions go to the record."""
-        chunk, inside = self._chunk(program), self._interior_samples(program)
-        walk = Walk(self.state, program, solved, chunk, inside)
-        walk.run([s for s in steps if isinstance(s, LayerSolver)], floats, quantized, rng, record)
-        return walk
+    def _targets(self, region: _Region) -> dict[str, Tensor]:
+        """The region's results in the float network."""
+        if region.targets is None:
+            region.targets = self._advance(region.program, region.floats, simulated=False)
+        return region.targets
 
     def _advance(
         self, program: Program, values: dict[str, Tensor], simulated: bool
@@ -271,34 +241,52 @@ class _Driver:
         for name in [n for n in values if n not in needed]:
             self.memory.free(values.pop(name))
 
-    def _solve(
-        self,
-        unit: Unit,
-        program: Program,
-        steps: Sequence[Solver],
-        floats: dict[str, Tensor],
-        quantized: dict[str, Tensor],
-        targets: dict[str, Tensor],
-        rng: torch.Generator,
-        solved: frozenset[str],
-    ) -> Record:
-        """All steps on one unit."""
-        record = Record()
+    def _solve(self, region: _Region, steps: Sequence[Solver]) -> Record:
+        """All steps on one region; what they have seen of its results stays with it."""
+        record, walk = Record(), None
         for layerwise, group in _runs(steps):
             if layerwise:
-                self._walk(program, group, floats, quantized, rng, solved, record)
+                walk = self._walk(region, group, record)
                 continue
+            walk = None
             for step in group:
                 assert isinstance(step, UnitSolver)
-                problem = self._problem(unit, program, floats, quantized, targets, solved)
-                solution = step.solve_unit(problem, rng)
+                solution = step.solve_unit(self._problem(region), region.rng)
                 record.weights.update(solution.weights)
                 record.biases.update(solution.biases)
                 record.grids.update(solution.grids)
                 record.notes.update(solution.notes)
-                record.losses[unit.name] = solution.losses
+                record.losses[region.unit.name] = solution.losses
                 self.state.apply(record)
+        # A changed grid may change scales of layers that the walk has passed.
+        if walk is not None and self._saw_all(walk) and not record.grids:
+            region.results = self._gathered(region.program, walk.values)
         return record
+
+    def _walk(self, region: _Region, steps: Sequence[Solver], record: Record) -> Walk:
+        """Steps that work layer by layer; solutions go to the record."""
+        program = region.program
+        inside = self._interior_samples(program)
+        walk = Walk(self.state, program, region.solved, self._chunk(program), inside)
+        layerwise = [s for s in steps if isinstance(s, LayerSolver)]
+        walk.run(layerwise, region.floats, region.quantized, region.rng, record)
+        if region.targets is None and self._saw_all(walk):
+            region.targets = self._gathered(program, walk.float_values)
+        return walk
+
+    def _saw_all(self, walk: Walk) -> bool:
+        """Whether a walk had all samples, not just those whose inner values fit the memory."""
+        return walk.samples == len(self.samples[0])
+
+    def _gathered(self, program: Program, chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A region's results, of all chunks of samples."""
+        results: dict[str, Tensor] = {}
+        for node in program.outputs:
+            parts = [values[node.name] for values in chunks]
+            shape = (sum(map(len, parts)), *parts[0].shape[1:])
+            results[node.name] = self.memory.allocate(shape, parts[0].dtype)
+            torch.cat(parts, out=results[node.name])
+        return results
 
     def _chunk(self, program: Program) -> int:
         """Samples run through a region at once."""
@@ -312,30 +300,23 @@ class _Driver:
         fitting = free // max(2 * inside, 1) // chunk * chunk
         return min(len(self.samples[0]), LAYER_SAMPLES, max(fitting, chunk))
 
-    def _problem(
-        self,
-        unit: Unit,
-        program: Program,
-        floats: dict[str, Tensor],
-        quantized: dict[str, Tensor],
-        targets: dict[str, Tensor],
-        solved: frozenset[str],
-    ) -> UnitProblem:
+    def _problem(self, region: _Region) -> UnitProblem:
+        program = region.program
         gridded = [n for n in program.nodes if meta.quant(n) is not None]
         own = {n.name: meta.qparams(n) for n in gridded if grid_owner(n) is n}
         shared = [grid_owner(n) for n in (*gridded, *program.inputs) if meta.quant(n) is not None]
         fixed = {n.name: meta.qparams(n) for n in shared if n.name not in own}
         names = [n.name for n in program.inputs]
         return UnitProblem(
-            unit,
+            region.unit,
             program,
-            {n.name: self.state.layer(n, solved) for n in program.layers},
+            {n.name: self.state.layer(n, region.solved) for n in program.layers},
             own,
             {name: self.state.finest(name) for name in own},
             fixed,
-            {name: floats[name] for name in names},
-            {name: quantized[name] for name in names},
-            targets,
+            {name: region.floats[name] for name in names},
+            {name: region.quantized[name] for name in names},
+            self._targets(region),
             self.options.batch,
         )
 

@@ -28,6 +28,7 @@ from fxquant.solvers import (
     NetworkTuning,
     RoundToNearest,
     Scope,
+    Solver,
     Training,
     UnitProblem,
     UnitSolution,
@@ -296,12 +297,17 @@ def test_sums_keep_their_headroom_when_an_operand_gets_coarser() -> None:
 
 @pytest.mark.parametrize(
     "steps",
-    [(GPTQ(),), (EasyQuant(rounds=1), GPTQ()), (RoundToNearest(), BiasCorrection())],
-    ids=["gptq", "grids change", "biases change"],
+    [
+        (GPTQ(),),
+        (EasyQuant(rounds=1), GPTQ()),
+        (RoundToNearest(), BiasCorrection()),
+        (RoundToNearest(), UWC(Training(iterations=2)), BiasCorrection()),
+    ],
+    ids=["gptq", "grids change", "biases change", "units are trained between"],
 )
 @pytest.mark.parametrize("name", ["residual", "shared_module"])
 def test_results_a_walk_has_seen_are_those_of_running_the_region(
-    name: str, steps: tuple[LayerSolver, ...], monkeypatch: pytest.MonkeyPatch
+    name: str, steps: tuple[Solver, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def quantized() -> fxquant.Quantized:
         return fxquant.quantize(BY_NAME[name].make(), [X], solver=steps, progress=False)
@@ -316,7 +322,7 @@ def test_results_a_walk_has_seen_are_those_of_running_the_region(
     monkeypatch.setattr(driver._Driver, "_advance", counted)
     walked = quantized()
     fewer = advances.count(False)
-    monkeypatch.setattr(driver._Driver, "_fits", lambda self, program: False)
+    monkeypatch.setattr(driver._Driver, "_saw_all", lambda self, walk: False)
     assert contents(walked) == contents(quantized())
     assert fewer < advances.count(False) - fewer  # in regions with layers it ran in the walk only
 

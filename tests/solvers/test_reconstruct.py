@@ -78,7 +78,7 @@ def test_a_unit_beats_its_layers_and_both_beat_rounding_at_2_bits() -> None:
         result = fxquant.quantize(model, data, config=config, solver=steps, progress=False)
         return error(result, model, images)
 
-    training = Training(iterations=150, batch=16, code_rate=1.5e-2)
+    training = Training(iterations=300, code_rate=5e-3, scale_rate=5e-3)
     layers = loss(*NEAREST, UWC(training, Scope.LAYER))
     units = loss(*NEAREST, UWC(training))
     assert units < 0.95 * layers < 0.95 * 0.95 * loss(*NEAREST)
