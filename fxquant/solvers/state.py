@@ -15,6 +15,7 @@ from fxquant.ir.headroom import finest_scale, with_headroom
 from fxquant.numerics.types import QParams, QTensor
 from fxquant.ops import Grid, Operand
 from fxquant.solvers.base import Layer
+from fxquant.solvers.fake_quantize import fake_quantize
 from fxquant.solvers.program import grid_owner, is_layer
 from fxquant.solvers.scale_search import floor_scale, raise_scales, round_to_grid, start_scale
 
@@ -101,9 +102,9 @@ class NetworkState:
     def on_grid(self, name: str, value: Tensor) -> Tensor:
         """A value rounded to the grid of the node that owns it."""
         grid = Operand.of(meta.qparams(self.nodes[name]))
-        ratio = value / torch.tensor(grid.scale, dtype=value.dtype, device=value.device)
-        ratio.round_().clamp_(grid.qmin - grid.zero_point, grid.qmax - grid.zero_point)
-        return ratio.mul_(grid.scale)
+        scale = torch.tensor(grid.scale, dtype=value.dtype, device=value.device)
+        low, high = grid.qmin - grid.zero_point, grid.qmax - grid.zero_point
+        return fake_quantize(value, scale, low, high)
 
     def set_grids(self, grids: Mapping[str, QParams]) -> dict[str, QParams]:
         """Change grids, in execution order, keeping the headroom of all sums; those really set."""
