@@ -5,21 +5,24 @@ from __future__ import annotations
 from fxquant.config import Config, OpConfig
 from fxquant.solvers import GPTQ, UWC, ActivationEqualization, Equalization, Solver
 
-_TRAINED_BELOW = 6  # bits
+_FINE = 6  # bits from which on a value makes little error
+_ROWS = 100_000  # of a layer's inputs: more than GPTQ takes by itself
 
 
 def default_steps(config: Config) -> tuple[Solver | Equalization, ...]:
     """The steps used when none are named.
 
     Error-compensated codes always. Channels are equalized before, which moves error from the
-    activations to the weights, unless narrow weights make the error. Below 6 bits everything is
-    then trained unit by unit.
+    activations to the weights, unless narrow weights make the error. Where only weights are narrow
+    and have 4 bits or more, more data helps them further than training does; narrower ones, and
+    narrow activations, are then trained unit by unit.
     """
     weights, activations = narrowest(config)
-    trained = min(weights, activations) < _TRAINED_BELOW
-    equalized = not trained or weights >= activations
-    first = (ActivationEqualization(),) if equalized else ()
-    return (*first, GPTQ(), UWC()) if trained else (*first, GPTQ())
+    if activations >= _FINE and 4 <= weights < _FINE:
+        return (GPTQ(rows=_ROWS),)
+    trained = (UWC(),) if min(weights, activations) < _FINE else ()
+    equalized = (ActivationEqualization(),) if not trained or weights >= activations else ()
+    return (*equalized, GPTQ(), *trained)
 
 
 def narrowest(config: Config) -> tuple[int, int]:
