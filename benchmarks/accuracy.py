@@ -61,10 +61,10 @@ def measure(
     rows = [compiled(x) for x in tqdm(test.split(1), label, leave=False, disable=None)]
     logits = torch.cat(rows)
     sample = test[: arguments.check]
-    reference, simulated = quantized.reference(sample), quantized(sample)
+    reference, floating = quantized(sample), quantized.graph_module(sample)
     top1 = float((logits.argmax(1) == labels).float().mean() * 100)
     fp32 = float((expected.argmax(1) == labels).float().mean() * 100)
-    same = simulated.argmax(1) == logits[: len(sample)].argmax(1)
+    same = floating.argmax(1) == logits[: len(sample)].argmax(1)
     return {
         "fp32": fp32,
         "top1": top1,
@@ -73,7 +73,7 @@ def measure(
         "sqnr": sqnr_db(expected, logits),
         "seconds": seconds,
         "exact": bool(torch.equal(reference, logits[: len(sample)])),
-        "simulator_agreement": float(same.float().mean() * 100),
+        "qdq_agreement": float(same.float().mean() * 100),
         "images": len(test),
         "calibration": len(train),
         "threads": torch.get_num_threads(),

@@ -24,7 +24,7 @@ from fxquant.onnx import qdq_model
 ENGINES = ("ours", "torch_fp32", "onnxruntime_int8", "openvino_int8")
 OURS_INT7 = "ours_int7"  # another network: timed, not compared; only when asked for
 MAY_SATURATE = ("openvino_int8",)  # without VNNI sums of two products saturate at int16
-# An engine computes the same network if it is as close to the simulator as this, in dB, or about
+# An engine computes the same network if it is as close to the Q/DQ graph as this, in dB, or about
 # as close as the float network is: nets with random weights amplify every rounding difference.
 CLOSE_ENOUGH, MARGIN = 20.0, 3.0
 PAUSE, CALLS = 0.02, 5
@@ -67,7 +67,7 @@ def measure(net: str, threads: int, rounds: int, engines: list[str]) -> dict[str
         "net": net,
         "threads": threads,
         "rounds": rounds,
-        "sqnr_to_simulator": agreement,
+        "sqnr_to_qdq": agreement,
         "timings": {name: asdict(timing) for name, timing in timings.items()},
     }
 
@@ -79,9 +79,9 @@ def _agreement(
     engines: dict[str, peers.Engine],
     x: Tensor,
 ) -> dict[str, float]:
-    """SQNR of every engine to the simulator in dB; a wrong network is not timed, or named."""
+    """SQNR of every engine to the Q/DQ graph in dB; a wrong network is not timed, or named."""
     with torch.no_grad():
-        expected, original = quantized(x).numpy(), model(x).numpy()
+        expected, original = quantized.graph_module(x).numpy(), model(x).numpy()
     bound = min(CLOSE_ENOUGH, sqnr(expected, original) - MARGIN)
     result = {name: sqnr(expected, run(x)) for name, run in engines.items()}
     for name, value in result.items():

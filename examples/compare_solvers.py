@@ -43,7 +43,7 @@ def measure(name: str, model: DigitsNet, config: fxquant.Config, data: tuple[Ten
     seconds = time.perf_counter() - start
     logits = layer_errors(quantized, images, model)[-1].cumulative
     with torch.no_grad():
-        return Row(name, accuracy(quantized.reference(images), labels), logits.sqnr, seconds)
+        return Row(name, accuracy(quantized(images), labels), logits.sqnr, seconds)
 
 
 def plot(rows: list[Row], title: str, path: Path) -> None:

@@ -37,7 +37,7 @@ def main(target: fxquant.targets.Target, smoke: bool, output: Path) -> None:
         print(f"  {kernel['symbol']}")
 
     x = images[: 2 if smoke else 16]
-    equal = torch.equal(compiled.run_emulated(x), quantized.reference(x))
+    equal = torch.equal(compiled.run_emulated(x), quantized(x))
     print(
         f"{target.emulator or 'this machine'} == reference: {equal} (bit for bit, {len(x)} images)"
     )

@@ -104,7 +104,7 @@ def main(smoke: bool, output: Path) -> None:
     compiled = tvm_backend.compile(quantized, threads=1)
 
     with torch.no_grad():
-        exact = quantized.reference(images)
+        exact = quantized(images)
         results = {
             "FP32 torch": model(images),
             "quantized, simulated (Q/DQ)": quantized(images),

@@ -29,7 +29,7 @@ def top1(model: DigitsNet, config: fxquant.Config, samples: Tensor, test: tuple)
         model, samples.split(64), samples[:1], config, solver, progress=False
     )
     images, labels = test
-    return accuracy(quantized.reference(images), labels)
+    return accuracy(quantized(images), labels)
 
 
 def main(average: float, measured: bool, smoke: bool, output: Path) -> None:

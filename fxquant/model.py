@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
-from fxquant.ir.batch import run_in_batches
+from fxquant.ir.batch import run_in_batches, samples_at_once
 from fxquant.passes.annotate import MOVES_FLOAT_RESULT
 from fxquant.passes.insert_qdq import insert_qdq
 from fxquant.passes.integerize import integerize
@@ -63,7 +63,10 @@ class Quantized:
 
     @property
     def graph_module(self) -> GraphModule:
-        """The fx graph with quantize/dequantize nodes (the simulator)."""
+        """The fx graph with quantize/dequantize nodes: trainable, in float, for other tools.
+
+        It rounds each result from a float value, so single codes differ by one from the integers.
+        """
         if self._qdq is None:
             self._qdq = insert_qdq(self.calibrated)
         return self._qdq
@@ -75,14 +78,23 @@ class Quantized:
             self._integer = integerize(self.calibrated)
         return self._integer
 
-    def __call__(self, *inputs: Tensor) -> Any:
-        """Run the simulator: float in, float out."""
-        return run_in_batches(self.graph_module, self._checked(inputs), self.batch)
-
     @torch.no_grad()
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Simulate the device: float in, float out, and between them its integers, bit for bit.
+
+        Gradients do not pass; train `graph_module` instead.
+
+        Raises:
+            ConfigError: Number, type or shape of the inputs is wrong.
+        """
+        nodes = self.calibrated.graph.nodes
+        return run_in_batches(
+            self.integer, self._checked(inputs), self.batch, samples_at_once(nodes)
+        )
+
     def reference(self, *inputs: Tensor) -> Any:
-        """Run the integer reference interpreter: float in, float out, integers between."""
-        return run_in_batches(self.integer, self._checked(inputs), self.batch)
+        """The integer reference interpreter: another name of calling the network."""
+        return self(*inputs)
 
     def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The inputs in float32, if their number, types and shapes are right."""

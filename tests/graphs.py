@@ -104,7 +104,7 @@ def check_per_operator(quantized: Quantized, inputs: Sequence[Tensor], max_lsb: 
     """Every integer operator against its float function on the very same operand codes.
 
     Operand codes are taken from the reference run, so differences do not add up: each operator is
-    within `max_lsb` of the simulator's result, and floats delivered from accumulators are equal.
+    within `max_lsb` of the float function, and floats delivered from accumulators are equal.
 
     Returns:
         How many operators were compared.

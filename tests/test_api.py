@@ -292,6 +292,17 @@ def test_inputs_that_require_grad() -> None:
     assert not reference_result().reference(X.clone().requires_grad_(True)).requires_grad
 
 
+def test_the_simulator_computes_the_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts or at once, and not what the float graph computes."""
+    quantized = reference_result()
+    x = torch.cat([X, 2 * X, X - 1])
+    whole = quantized.integer(x)
+    monkeypatch.setattr("fxquant.model.samples_at_once", lambda _: 5)
+    assert_same(quantized(x), whole)
+    assert_same(quantized.reference(x), whole)
+    assert not torch.equal(quantized.graph_module(x), whole)
+
+
 def dead_channels(bias: bool, value: float) -> nn.Module:
     model = small()
     with torch.no_grad():
@@ -312,7 +323,7 @@ def test_dead_channels(bias: bool, value: float, bits: int) -> None:
     config = Config(default=OpConfig(bits, 8))
     quantized = fxquant.quantize(model, [X], config=config, progress=False)
     check_per_operator(quantized, [X])
-    simulated, integer = quantized(X), quantized.reference(X)
+    simulated, integer = quantized.graph_module(X), quantized(X)
     assert float((simulated - integer).abs().max()) < 0.02 * float(simulated.abs().max())
 
 
@@ -363,7 +374,7 @@ def test_every_activation_width(activation_bits: int) -> None:
 
 
 def check_widths(weight_bits: int, activation_bits: int) -> None:
-    """Codes stay inside their width, and the integer graph follows the simulator."""
+    """Codes stay inside their width, and the integer graph follows the Q/DQ graph."""
     config = Config(default=OpConfig(weight_bits, activation_bits))
     quantized = fxquant.quantize(small(), [X], config=config, progress=False)
     check_per_operator(quantized, [X])

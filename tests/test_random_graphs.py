@@ -1,7 +1,7 @@
 """Random small CNNs: the compiler keeps what they compute.
 
 The LSB budget: every integer operator is within 1 LSB of its float function on the same operands.
-Over a graph of at most six steps the differences of the simulator and the integer graph stay
+Over a graph of at most six steps the differences of the Q/DQ graph and the integer graph stay
 below 5 % of the largest output (measured over 340 outputs: 2 % at most, 0.8 % typically).
 """
 
@@ -26,12 +26,12 @@ def test_graph_equals_model(case: tuple[RandomNet, Tensor]) -> None:
 
 @given(networks())
 @settings(max_examples=15)
-def test_integers_follow_the_simulator(case: tuple[RandomNet, Tensor]) -> None:
+def test_integers_follow_the_qdq_graph(case: tuple[RandomNet, Tensor]) -> None:
     model, x = case
     quantized = quantize_model(model, [x])
     check_per_operator(quantized, [x])
     with torch.no_grad():
-        pairs = zip(tensors(quantized(x)), tensors(quantized.reference(x)), strict=True)
+        pairs = zip(tensors(quantized.graph_module(x)), tensors(quantized(x)), strict=True)
     for simulated, integer in pairs:
         largest = max(float(simulated.abs().max()), 1e-3)
         assert float((simulated - integer).abs().max()) <= END_TO_END * largest
@@ -39,13 +39,13 @@ def test_integers_follow_the_simulator(case: tuple[RandomNet, Tensor]) -> None:
 
 @given(mixed_networks())
 @settings(max_examples=10)
-def test_mixed_widths_follow_the_simulator(case: tuple[RandomNet, Tensor, Config]) -> None:
+def test_mixed_widths_follow_the_qdq_graph(case: tuple[RandomNet, Tensor, Config]) -> None:
     model, x, config = case
     check_per_operator(quantize_model(model, [x], config), [x])
 
 
 @given(networks(steps=3))
 @settings(max_examples=8)
-def test_low_bits_follow_the_simulator(case: tuple[RandomNet, Tensor]) -> None:
+def test_low_bits_follow_the_qdq_graph(case: tuple[RandomNet, Tensor]) -> None:
     model, x = case
     check_per_operator(quantize_model(model, [x], Config(default=OpConfig(3, 4))), [x])

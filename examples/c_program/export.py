@@ -37,7 +37,7 @@ def main(smoke: bool, output: Path) -> None:
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")
     classes, values = zip(*(line.split() for line in lines[:-1]), strict=True)
 
-    expected = quantized.reference(images)
+    expected = quantized(images)
     equal = classes == tuple(str(int(c)) for c in expected.argmax(1))
     equal &= torch.equal(torch.tensor([float(v) for v in values]), expected.amax(1))
     print(f"{output}/classify {kib(output / 'classify')}: {len(classes)} images, "

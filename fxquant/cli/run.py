@@ -26,7 +26,7 @@ EXAMPLES = """\
   fxquant run net.fxq x.bin --target cortex_a55 --output y.bin
   fxquant run build/net a.npy b.npy --output scores.npy boxes.npy
 """
-ENGINES = ("compiled", "reference", "simulator")
+ENGINES = ("compiled", "reference")
 _SHOWN = 5
 
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--engine", choices=ENGINES, default=ENGINES[0],
-        help="the compiled kernels (default), the integer reference, or the float simulator",
+        help="the compiled kernels (default) or the integer reference",
     )  # fmt: skip
     parser.add_argument(
         "--target", type=target, metavar="NAME",
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> Result:
     """Run the command."""
     if arguments.target is not None and arguments.engine != "compiled":
-        raise ConfigError(f"the {arguments.engine} has no target", remedy="leave --target out")
+        raise ConfigError("the reference has no target", remedy="leave --target out")
     function, shapes = _network(arguments.network, arguments.engine, arguments.target)
     if len(arguments.inputs) != len(shapes):
         raise ConfigError(f"{len(arguments.inputs)} inputs given, the network takes {len(shapes)}")
@@ -82,8 +82,7 @@ def _network(path: str, engine: str, device: Target | None) -> tuple[Any, list[t
     if engine != "compiled":
         quantized = read_quantized(path)
         nodes = [n for n in quantized.calibrated.graph.nodes if n.op == "placeholder"]
-        function = quantized.reference if engine == "reference" else quantized
-        return function, [meta.shape_of(n) for n in nodes]
+        return quantized, [meta.shape_of(n) for n in nodes]
     network = compiled(path, device)
     shapes = [spec.shape for spec in network.signature.inputs]
     missing = backend().devices.missing_features(network.target)

@@ -2,7 +2,7 @@
 
 Two errors a value, because they answer two questions:
 
-* cumulative: the simulator against the float network, everything before the value quantized too.
+* cumulative: the Q/DQ graph against the float network, everything before the value quantized too.
   It says where the network has drifted to.
 * isolated: float inputs, only this operator quantized (its operands, weight and result). It says
   which operator is to blame.

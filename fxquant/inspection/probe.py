@@ -1,4 +1,4 @@
-"""Runs the float network and the simulator side by side, and every operator on its own.
+"""Runs the float network and the Q/DQ graph side by side, and every operator on its own.
 
 An operator is computed three times from the float network's values: with the quantized weight
 alone, with its operands on their grids too, and with its result on its grid as well. The steps

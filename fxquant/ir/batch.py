@@ -74,23 +74,30 @@ def _collect(value: Any, into: list[Tensor]) -> None:
 
 
 def run_in_batches(
-    function: Callable[..., Any], inputs: Sequence[Tensor], batch: int | None
+    function: Callable[..., Any], inputs: Sequence[Tensor], batch: int | None, most: int = 0
 ) -> Any:
-    """Call a function that takes batches of one size with a multiple of it.
+    """Call a function with parts of its inputs, and put its results together.
+
+    Args:
+        function: Treats samples one by one.
+        inputs: `[N, ...]` each.
+        batch: The only number of samples it takes, None if any will do.
+        most: Samples to pass at once where any number will do; 0 for all.
 
     Raises:
         ConfigError: The inputs are no multiple of the batch size.
     """
     size = inputs[0].shape[0] if inputs and inputs[0].ndim else 0
-    if batch is None or size == batch or not inputs:
-        return function(*inputs)
-    if size == 0 or size % batch:
+    if batch is not None and size != batch and inputs and (size == 0 or size % batch):
         raise ConfigError(
             f"a batch of {size} cannot be run",
             why=f"the graph was captured for batches of {batch}, and {size} is no multiple of it",
             remedy=f"feed multiples of {batch}, or prepare with a batch of 1",
         )
-    parts = [function(*(x[i : i + batch] for x in inputs)) for i in range(0, size, batch)]
+    step = batch or most or size
+    if size <= step:
+        return function(*inputs)
+    parts = [function(*(x[i : i + step] for x in inputs)) for i in range(0, size, step)]
     return _concatenated(parts)
 
 

@@ -102,29 +102,32 @@ def scale_accumulator(
     """`u` of the module docstring: the accumulator in units of 2^-k output steps.
 
     Args:
-        acc: int64 accumulators, bias included.
+        acc: int64 accumulators, bias included; for 8-bit results also int32, as long as adding
+            2^(s-1) to them stays in it.
         multiplier: m, broadcastable to `acc`.
         shift: s, broadcastable to `acc`.
         width: Width of the result.
 
     Returns:
-        int64 tensor with values inside a word.
+        Values inside a word, of the type of `acc`; int64 for 16-bit results.
     """
-    shift = torch.as_tensor(shift, dtype=torch.int64, device=acc.device)
-    multiplier = torch.as_tensor(multiplier, dtype=torch.int64, device=acc.device)
+    acc = acc if width is WIDTH_8 else acc.to(torch.int64)  # products of words have 62 bits
+    shift = torch.as_tensor(shift, dtype=acc.dtype, device=acc.device)
+    multiplier = torch.as_tensor(multiplier, dtype=acc.dtype, device=acc.device)
     right, left = shift.clamp(min=0), (-shift).clamp(min=0)
-    half = torch.where(shift > 0, torch.ones_like(shift) << (right - 1).clamp(min=0), 0)
-    if width is not WIDTH_8:  # what saturates anyway would leave int64 when shifted by 30
-        acc = torch.where(left > 0, acc.clamp(width.word_min, width.word_max), acc)
-    t = (((acc << left) + half) >> right).clamp(width.word_min, width.word_max)
-    return (t * multiplier + (1 << (width.multiplier_bits - 1))) >> width.multiplier_bits
+    half = (torch.ones_like(right) << right) >> 1
+    if left.is_meta or left.any():  # what saturates anyway would leave the type when shifted
+        acc = torch.where(left > 0, acc.clamp(width.word_min, width.word_max), acc) << left
+    t = (acc + half).bitwise_right_shift_(right).clamp_(width.word_min, width.word_max)
+    rounded = t.mul_(multiplier).add_(1 << (width.multiplier_bits - 1))
+    return rounded.bitwise_right_shift_(width.multiplier_bits)
 
 
 def to_codes(
     scaled: Tensor, zero_point: int, qmin: int, qmax: int, width: Width = WIDTH_8
 ) -> Tensor:
     """Round the (sum of) scaled values to codes: the last line of the definition."""
-    scaled = scaled.clamp(width.word_min, width.word_max)
     k = width.fraction_bits
-    codes = (scaled + (1 << (k - 1)) + (zero_point << k)) >> k
-    return codes.clamp(qmin, qmax).to(width.codes)
+    codes = scaled.clamp(width.word_min, width.word_max)
+    codes.add_((1 << (k - 1)) + (zero_point << k)).bitwise_right_shift_(k)
+    return codes.clamp_(qmin, qmax).to(width.codes)

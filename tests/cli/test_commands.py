@@ -120,12 +120,12 @@ def test_run(engine: str, run: Run, net: Path, folder: Path, data: Path, tmp_pat
 
 def test_run_on_raw_floats(run: Run, net: Path, data: Path, tmp_path: Path) -> None:
     np.load(data).tofile(tmp_path / "x.bin")
-    simulator = (net, tmp_path / "x.bin", "--engine", "simulator")
-    assert run("run", *simulator, "--output", tmp_path / "y.bin").code == 0
+    reference = (net, tmp_path / "x.bin", "--engine", "reference")
+    assert run("run", *reference, "--output", tmp_path / "y.bin").code == 0
     assert (tmp_path / "y.bin").stat().st_size == 16 * 5 * 4
-    assert "largest of the first sample" in run("run", *simulator).out
+    assert "largest of the first sample" in run("run", *reference).out
     (tmp_path / "x.bin").write_bytes(b"\0" * 7)
-    assert run("run", *simulator).code == 1
+    assert run("run", *reference).code == 1
 
 
 @pytest.mark.qemu

@@ -59,7 +59,7 @@ def test_integer_graph_of_two_layers() -> None:
 
 
 def check_budget(entry: ZooModel, quantized: Quantized) -> None:
-    """Every operator of the integer graph within 1 LSB of its simulation."""
+    """Every operator of the integer graph within 1 LSB of its float function."""
     assert check_per_operator(quantized, entry.inputs(batch=4)) > 0
     fresh = tuple(3 * x for x in entry.inputs(seed=9, batch=2))  # beyond the calibrated range
     check_per_operator(quantized, fresh)
@@ -88,12 +88,12 @@ def test_operators_within_one_lsb_at_low_bits(name: str, bits: int) -> None:
 
 
 @pytest.mark.parametrize("entry", ZOO, ids=str)
-def test_whole_network_close_to_float_and_simulator(entry: ZooModel) -> None:
-    """W8A8 keeps 30 dB, and integers against the simulator 35 dB, on untrained tiny nets."""
+def test_whole_network_close_to_float_and_qdq(entry: ZooModel) -> None:
+    """W8A8 keeps 30 dB, and integers against the Q/DQ graph 35 dB, on untrained tiny nets."""
     model, inputs, quantized = entry.make(), entry.inputs(batch=8), w8a8(entry)
     with torch.no_grad():
-        rows = zip(tensors(model(*inputs)), tensors(quantized(*inputs)),
-                   tensors(quantized.reference(*inputs)), strict=True)  # fmt: skip
+        rows = zip(tensors(model(*inputs)), tensors(quantized.graph_module(*inputs)),
+                   tensors(quantized(*inputs)), strict=True)  # fmt: skip
     for expected, simulated, integer in rows:
         assert simulated.shape == integer.shape == expected.shape
         assert signal_to_noise(expected, simulated) > 30
@@ -145,7 +145,7 @@ def test_layer_left_in_float_reads_and_feeds_integers() -> None:
     quantized = quantize_model(nn.Sequential(*conv_net(), nn.Conv2d(5, 2, 1)).eval(), [X], config)
     assert [i.module for i in quantized.float_islands] == ["2"]
     check_per_operator(quantized, [X])
-    assert signal_to_noise(quantized(X), quantized.reference(X)) > 40
+    assert signal_to_noise(quantized.graph_module(X), quantized(X)) > 40
 
 
 def test_shared_weight_used_in_integers_and_in_float() -> None:

@@ -1,4 +1,4 @@
-"""16-bit activations, alone and beside 8-bit ones, through calibration, simulator and integers."""
+"""16-bit activations, alone and beside 8-bit ones, through calibration, Q/DQ graph and integers."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_both_widths_occur(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if "A16" in n])
-def test_integers_follow_the_simulator_closely(name: str) -> None:
+def test_integers_follow_the_qdq_graph_closely(name: str) -> None:
     """At least 80 dB: 16-bit roundings differ rarely, and by one."""
     entry = CONFIGS[name][0]
     inputs = entry.inputs(batch=8)
     with torch.no_grad():
-        pairs = zip(tensors(quantized(name)(*inputs)), tensors(quantized(name).reference(*inputs)),
-                    strict=True)  # fmt: skip
+        network = quantized(name)
+        pairs = zip(tensors(network.graph_module(*inputs)), tensors(network(*inputs)), strict=True)
     for simulated, integer in pairs:
         assert signal_to_noise(simulated, integer) > 80
 

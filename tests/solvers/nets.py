@@ -50,5 +50,5 @@ def error(quantized: fxquant.Quantized, model: nn.Module, x: Tensor = X) -> floa
 
 
 def check_integers(quantized: fxquant.Quantized, x: Tensor = X[:4]) -> None:
-    """Every integer operator is within one code of the simulator's."""
+    """Every integer operator is within one code of its float function's."""
     assert check_per_operator(quantized, [x]) > 0

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxquant.numerics.reference.carrier import carrier
 from fxquant.numerics.requantize import scale_accumulator, to_codes
 from fxquant.numerics.width import Width, width_of, width_of_dtype
 
@@ -41,11 +42,13 @@ def conv2d_accumulate(
         input_zero_point: Zero point of `x`.
     """
     top, bottom, left, right = padding
-    real = F.pad((x.to(torch.int32) - input_zero_point).double(), (left, right, top, bottom))
-    if groups == x.shape[1] == weight.shape[0]:
-        acc = _depthwise(real, weight.double(), stride, dilation)
+    difference = x.to(torch.int32) - input_zero_point
+    real = carrier(difference, weight)
+    padded = F.pad(difference.to(real), (left, right, top, bottom))
+    if real is torch.float64 and groups == x.shape[1] == weight.shape[0]:
+        acc = _depthwise(padded, weight.to(real), stride, dilation)
     else:
-        acc = F.conv2d(real, weight.double(), None, stride, 0, dilation, groups)
+        acc = F.conv2d(padded, weight.to(real), None, stride, 0, dilation, groups)
     return acc.to(width_of_dtype(x.dtype).accumulator) + bias.reshape(1, -1, 1, 1)
 
 
@@ -116,7 +119,7 @@ def conv2d(
     result = width_of(width)
     scaled = _scale_channels(acc, multiplier, shift, 1, result)
     if residual is not None:
-        difference = residual.to(torch.int64) - residual_zero_point
+        difference = residual.to(torch.int32) - residual_zero_point
         scaled = scaled + scale_accumulator(difference, residual_multiplier, residual_shift, result)
     return to_codes(scaled, output_zero_point, qmin, qmax, result)
 
@@ -126,9 +129,7 @@ def _scale_channels(
 ) -> Tensor:
     shape = [1] * acc.ndim
     shape[axis] = -1
-    return scale_accumulator(
-        acc.to(torch.int64), multiplier.reshape(shape), shift.reshape(shape), width
-    )
+    return scale_accumulator(acc, multiplier.reshape(shape), shift.reshape(shape), width)
 
 
 def conv_transpose2d_accumulate(
@@ -193,8 +194,10 @@ def conv_transpose2d(
 
 def linear_accumulate(x: Tensor, weight: Tensor, bias: Tensor, *, input_zero_point: int) -> Tensor:
     """Accumulators `[..., O]` of codes `x` `[..., K]` and `weight` int8 `[O, K]`."""
-    real = (x.to(torch.int32) - input_zero_point).double()
-    return F.linear(real, weight.double()).to(width_of_dtype(x.dtype).accumulator) + bias
+    difference = x.to(torch.int32) - input_zero_point
+    real = carrier(difference, weight)
+    acc = F.linear(difference.to(real), weight.to(real))
+    return acc.to(width_of_dtype(x.dtype).accumulator) + bias
 
 
 def linear(

@@ -14,6 +14,11 @@ from fxquant.numerics.requantize import scale_accumulator, to_codes
 from fxquant.numerics.width import width_of, width_of_dtype
 
 
+def _difference(x: Tensor, zero_point: int) -> Tensor:
+    """`x - zero_point`, int32 of uint8 and int64 of uint16 codes."""
+    return x.to(width_of_dtype(x.dtype).accumulator) - zero_point
+
+
 def requantize(
     x: Tensor,
     *,
@@ -27,7 +32,7 @@ def requantize(
 ) -> Tensor:
     """Move codes to another grid."""
     result = width_of(width)
-    scaled = scale_accumulator(x.to(torch.int64) - zero_point, multiplier, shift, result)
+    scaled = scale_accumulator(_difference(x, zero_point), multiplier, shift, result)
     return to_codes(scaled, output_zero_point, qmin, qmax, result)
 
 
@@ -46,7 +51,7 @@ def add(
     """`a + b`, each operand scaled by its own multiplier; shapes broadcast as in torch."""
     operands = zip((a, b), zero_points, multipliers, shifts, strict=True)
     result = width_of(width)
-    u, v = (scale_accumulator(x.to(torch.int64) - zp, m, s, result) for x, zp, m, s in operands)
+    u, v = (scale_accumulator(_difference(x, zp), m, s, result) for x, zp, m, s in operands)
     return to_codes(u + v, output_zero_point, qmin, qmax, result)
 
 
@@ -63,7 +68,7 @@ def mul(
     width: int = 8,
 ) -> Tensor:
     """`a * b`; shapes broadcast as in torch (squeeze-excite: `[N,C,H,W] * [N,C,1,1]`)."""
-    acc = (a.to(torch.int64) - zero_points[0]) * (b.to(torch.int64) - zero_points[1])
+    acc = _difference(a, zero_points[0]) * _difference(b, zero_points[1])
     scaled = scale_accumulator(acc, multiplier, shift, width_of(width))
     return to_codes(scaled, output_zero_point, qmin, qmax, width_of(width))
 
@@ -95,11 +100,11 @@ def lookup(x: Tensor, table: Tensor) -> Tensor:
     L is 256 for uint8 and 65536 for uint16 codes x; the table has the type of the result.
     """
     if table.ndim == 1:
-        return table[x.to(torch.int64)]
+        return table[x.to(torch.int32)]
     shape = [1] * x.ndim
     shape[1] = -1
     channel = torch.arange(table.shape[0], device=x.device).reshape(shape)
-    return table[channel.expand_as(x), x.to(torch.int64)]
+    return table[channel.expand_as(x), x.to(torch.int32)]
 
 
 def local_response_norm(
@@ -132,7 +137,7 @@ def local_response_norm(
         qmax: Upper clip.
         width: Width of the result: 8 or 16.
     """
-    a = x.to(width_of_dtype(x.dtype).accumulator) - zero_point
+    a = _difference(x, zero_point)
     squares = torch.nn.functional.pad(a * a, (0, 0, 0, 0, size // 2, (size - 1) // 2))
     energy = squares.unfold(1, size, 1).sum(-1)
     z = energy.to(torch.float32) + torch.tensor(offset, dtype=torch.float32)

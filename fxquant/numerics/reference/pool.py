@@ -65,7 +65,7 @@ def avg_pool2d(
     """
     acc = avg_pool2d_accumulate(x, rows=rows, cols=cols, zero_point=zero_point)
     result = width_of(width)
-    scaled = scale_accumulator(acc.to(torch.int64), multiplier, shift, result)
+    scaled = scale_accumulator(acc, multiplier, shift, result)
     return to_codes(scaled, output_zero_point, qmin, qmax, result)
 
 
