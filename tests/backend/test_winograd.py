@@ -270,6 +270,19 @@ def test_the_cost_model_chooses() -> None:
     assert "_f4b" not in _chosen(late, X86_AVX2, _only_weights(late))
 
 
+def test_a_batch_gets_the_kernels_of_one_image() -> None:
+    """All kinds of kernels are compared for the same number of images."""
+    for case in LAYERS.values():
+        one, four = (_chosen(replace(case, n=n), X86_AVX2, _only_weights(case)) for n in (1, 4))
+        assert "winograd" in one and "winograd" in four
+    pointwise = Case("pointwise", 256, 64, 56, 56, kernel=(1, 1), padding=(0, 0, 0, 0))
+    idioms = {
+        _chosen(replace(pointwise, n=n), X86_AVX2, _only_weights(pointwise)).split("__")[-1]
+        for n in (1, 4)
+    }
+    assert len(idioms) == 1, idioms
+
+
 def test_what_is_not_eligible_is_computed_directly() -> None:
     numbers = _only_weights(LAYERS[128])
     largest = replace(numbers, weight=torch.full_like(numbers.weight, 127))

@@ -168,7 +168,7 @@ def _plans(
         (form, plan)
         for form in forms
         for plan in plan_tiles(
-            mac.idiom, output.h, output.w, vectors, steps, shared, rest, form.bits
+            mac.idiom, output.h, output.w, vectors, steps, shared, rest, form.bits, output.n
         )
     ]
     if not _is_staged(problem, mac):

@@ -80,7 +80,8 @@ def visit_tiles(
                                 body(place(n, i, j, down, across, span, block))
         return
     for span in spans:
-        with outer_loop(span.count, abi) as block, loop(image.n) as n:
+        with outer_loop(image.n * span.count, abi) as index:
+            n, block = divmod_index(index, image.n, span.count)
             for down in rows:
                 with loop(down.count) as i:
                     for across in cols:

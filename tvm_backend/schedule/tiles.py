@@ -228,7 +228,7 @@ def _candidates(mac: MacIdiom, rows: int, cols: int, vectors: int) -> list[tuple
 @lru_cache(maxsize=1024)
 def plan_tiles(
     mac: MacIdiom, rows: int, cols: int, vectors: int, steps: int, shared: bool = True,
-    rest: float = 0.0, bits: int = 8,
+    rest: float = 0.0, bits: int = 8, images: int = 1,
 ) -> tuple[Plan, ...]:  # fmt: skip
     """All tiles, the cheapest by the cost model first; ties go to fewer rows, then more vectors.
 
@@ -243,6 +243,7 @@ def plan_tiles(
         shared: Whether all vectors multiply the same activations (not so in grouped layers).
         rest: Share of a vector's steps that need an extra one.
         bits: Bits a weight takes in memory.
+        images: Images of a batch.
     """
     if bits < 8 and cost_of(mac).unpack is None:
         return ()
@@ -260,7 +261,7 @@ def plan_tiles(
             for c in split(cols, tw)
             for v in split(vectors, nb)
         )
-        return total, th, -nb
+        return images * total, th, -nb
 
     ranked = sorted((cost(tile), tile) for tile in _candidates(mac, rows, cols, vectors))
     small = weights <= WEIGHTS_IN_CACHE
