@@ -1,4 +1,4 @@
-"""One cell of the latency table: one network at one number of threads, in a process of its own.
+"""One cell of the latency table: a network, a number of threads and a batch, in its own process.
 
 Thread pools are sized when a process starts, hence the processes. Prints one JSON line.
 """
@@ -43,17 +43,19 @@ def sqnr(reference: np.ndarray, value: np.ndarray) -> float:
     return float(10 * np.log10(np.square(reference.astype(np.float64)).sum() / max(noise, 1e-30)))
 
 
-def measure(net: str, threads: int, rounds: int, engines: list[str]) -> dict[str, object]:
+def measure(
+    net: str, threads: int, rounds: int, batch: int, engines: list[str]
+) -> dict[str, object]:
     """Latencies and agreement of the engines on one network."""
     torch.set_num_threads(threads)
     model = network(net)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(4, *input_shape(net)[1:], generator=generator)
-    quantized = quantize(model, images)
-    x = images[:1]
+    images = torch.randn(max(4, batch), *input_shape(net)[1:], generator=generator)
+    x = images[:batch]
+    quantized = quantize(model, images, batch)
     makers: dict[str, Callable[[], peers.Engine]] = {
         "ours": lambda: peers.tvm(quantized, threads),
-        OURS_INT7: lambda: peers.tvm(quantize(model, images, config=fxquant.W7A7), threads),
+        OURS_INT7: lambda: peers.tvm(quantize(model, images, batch, fxquant.W7A7), threads),
         "torch_fp32": lambda: peers.torch_float(model, threads),
         "onnxruntime_int8": lambda: peers.onnx_runtime(qdq_model(quantized, (images,)), threads),
         "openvino_int8": lambda: peers.openvino(qdq_model(quantized, None), threads),
@@ -67,6 +69,7 @@ def measure(net: str, threads: int, rounds: int, engines: list[str]) -> dict[str
         "net": net,
         "threads": threads,
         "rounds": rounds,
+        "batch": batch,
         "sqnr_to_qdq": agreement,
         "timings": {name: asdict(timing) for name, timing in timings.items()},
     }
@@ -94,5 +97,5 @@ def _agreement(
 
 
 if __name__ == "__main__":
-    name, thread_count, round_count, *chosen = sys.argv[1:]
-    print(json.dumps(measure(name, int(thread_count), int(round_count), chosen or [*ENGINES])))
+    name, *numbers = sys.argv[1:5]
+    print(json.dumps(measure(name, *map(int, numbers), sys.argv[5:] or [*ENGINES])))

@@ -195,7 +195,7 @@ def measure(
     """Counts of one network."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *input_shape(net)[1:], generator=generator)
-    quantized = quantize(network(net), images, target)
+    quantized = quantize(network(net), images, target=target)
     with tempfile.TemporaryDirectory(prefix="fxquant-") as name:
         folder = Path(name)
         counter, image = Counter(folder), images[:1]

@@ -156,7 +156,7 @@ def measure(net: str, target: Target, rounds: int, threads: int) -> dict[str, An
     """All layers of one network."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *input_shape(net)[1:], generator=generator)
-    quantized = quantize(network(net), images, target)
+    quantized = quantize(network(net), images, target=target)
     graph = quantized.integer
     program = lower(graph, target)
     counts = step_macs(program, node_macs(graph))

@@ -1,9 +1,10 @@
 """Latency of this project against FP32 torch, ONNX Runtime int8 and OpenVINO int8.
 
-    python -m benchmarks.latency --nets resnet18 mobilenet_v2 --threads 1 2 --rounds 15
+    python -m benchmarks.latency --nets resnet18 mobilenet_v2 --threads 1 2 --rounds 15 --batch 1
 
 The int8 engines get the same weight codes and grids, as an ONNX QDQ model. Each cell (network,
-threads) is a process of its own, in which the engines take turns; see fxquant/inspection/timing.py.
+threads, batch) is a process of its own, in which the engines take turns; see
+fxquant/inspection/timing.py. Times are of a whole batch.
 Ratios above 1 mean that this project is faster.
 """
 
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,10 @@ NETS = ("resnet18", "resnet50", "mobilenet_v2", "squeezenet1_1", "googlenet")
 PACKAGES = ("torch", "apache-tvm", "onnxruntime", "openvino")
 
 
-def run_cell(net: str, threads: int, rounds: int, engines: list[str]) -> dict[str, Any]:
+def run_cell(net: str, threads: int, rounds: int, batch: int, engines: list[str]) -> dict[str, Any]:
     """Measure one cell in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.cell", net, str(threads), str(rounds), *engines]
+    numbers = map(str, (threads, rounds, batch))
+    command = [sys.executable, "-m", "benchmarks.cell", net, *numbers, *engines]
     done = subprocess.run(
         command, env=environment(threads), stdout=subprocess.PIPE, text=True, check=True
     )
@@ -38,7 +41,11 @@ def row(cell: dict[str, Any], engines: list[str]) -> str:
     """One line of the table: median of the first engine, then ratio and median of the others."""
     timings = cell["timings"]
     base = timings[engines[0]]
-    parts = [f"{cell['net']:20s} {cell['threads']:2d}  {base['median']:9.2f} ms"]
+    rate = 1000 * cell["batch"] / base["median"]
+    parts = [
+        f"{cell['net']:20s} {cell['threads']:2d} {cell['batch']:3d}"
+        f" {rate:7.1f}/s {base['median']:9.2f} ms"
+    ]
     for name in engines[1:]:
         timing = timings[name]
         spread = (timing["high"] - timing["low"]) / timing["median"]
@@ -48,7 +55,7 @@ def row(cell: dict[str, Any], engines: list[str]) -> str:
 
 def header(engines: list[str]) -> str:
     """Title line of the table."""
-    parts = [f"{'network':20s} th  {engines[0]:>12s}"]
+    parts = [f"{'network':20s} th  bt  images/s {engines[0]:>12s}"]
     return "  ".join(parts + [f"{name:>25s}" for name in engines[1:]])
 
 
@@ -57,6 +64,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=list(NETS), help="torchvision networks")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images at once")
     parser.add_argument(
         "--engines", nargs="+", choices=(*ENGINES, OURS_INT7), default=list(ENGINES),
         help="the first is the base of the ratios",
@@ -66,8 +74,8 @@ def main() -> None:
     print(header(options.engines), flush=True)
     cells = []
     for net in options.nets:
-        for threads in options.threads:
-            cells.append(run_cell(net, threads, options.rounds, options.engines))
+        for threads, batch in product(options.threads, options.batch):
+            cells.append(run_cell(net, threads, options.rounds, batch, options.engines))
             print(row(cells[-1], options.engines), flush=True)
     versions = {name: version(name) for name in PACKAGES}
     stamp = datetime.now(UTC).isoformat(timespec="seconds")
