@@ -109,16 +109,23 @@ def _run(
 ) -> None:
     """Look up `length` consecutive elements, by the widest vectors first."""
     start = 0
-    for lanes in reader.lanes:
-        count = (length - start) // lanes
+    for lanes, together in _vectors(reader):
+        count = (length - start) // (lanes * together)
         if not count:
             continue
-        prepared = reader.prepare(table, lanes)
         with T.serial(count) as i:
-            at = start + i * lanes
-            result = reader.read(prepared, _index(x, position + at, lanes), lanes)
-            store(y, target + at, _as(y.dtype, result, lanes), lanes)
-        start += count * lanes
+            places = [start + (i * together + k) * lanes for k in range(together)]
+            indices = [T.Bind(_index(x, position + at, lanes)) for at in places]
+            for at, result in zip(places, reader.read(table, indices, lanes), strict=True):
+                store(y, target + at, _as(y.dtype, result, lanes), lanes)
+        start += count * lanes * together
+
+
+def _vectors(reader: ByteTable) -> list[tuple[int, int]]:
+    """Lanes, and how many such vectors at once, the most first."""
+    widest = reader.lanes[0]
+    several = [(widest, reader.together)] if reader.together > 1 else []
+    return several + [(lanes, 1) for lanes in reader.lanes]
 
 
 def _as(dtype: str, value: Any, lanes: int) -> Any:
