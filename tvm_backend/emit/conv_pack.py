@@ -111,10 +111,13 @@ def slot_codes(
         reduction: Input ranges.
         mac: The MAC implementation.
     """
-    per_step, taps = mac.idiom.reduction, problem.taps
     outputs, per_input = weight.shape[:2]
-    flat = weight.reshape(outputs, per_input, taps)
-    extent = reduction.steps * per_step
+    flat = weight.reshape(outputs, per_input, problem.taps)
+    extent = reduction.steps * mac.idiom.reduction
+    if problem.groups == 1:  # no index a weight: linear layers have 100 million
+        padded = np.zeros((outputs + 1, extent, problem.taps), np.int8)
+        padded[:outputs, :per_input] = flat
+        return padded[np.minimum(channels, outputs)]
     group = channels // max(problem.output.c // problem.groups, 1)  # [V, L]
     position = reduction.starts[:, None, None] + np.arange(extent) - (group * per_input)[..., None]
     valid = (position >= 0) & (position < per_input) & (channels < outputs)[..., None]
