@@ -20,8 +20,9 @@ from fxquant.recipes.defaults import default_steps
 STALE = "†"
 FOOTNOTE = f"{STALE} measured with earlier settings of the recipe"
 _AT_MOST_3_BITS = ("W3A8", "W3A3", "W2A8", "W2A4")
+_UNIFORM = ("W4A8", "W4A4")
 _CHOICES = {
-    "W4A8": "uniform", "W4A4": "uniform", "greedy": "coding length, greedy",
+    **dict.fromkeys(_UNIFORM, "uniform"), "greedy": "coding length, greedy",
     "rate": "coding length, nearest width to the rate", "cluster": "coding length, clusters",
     "milp": "measured sensitivity, integer program",
 }  # fmt: skip
@@ -136,21 +137,21 @@ def _solvers(net: str, known: Sequence[Cells]) -> str:
 def _mixed(known: Sequence[Cells]) -> str:
     """Who chooses the widths, at equal size."""
     nets = {(c.net, c.recipe) for c in known if c.config in MIXED}
-    uniform = {"W4A8": "A8", "W4A4": "A4"}
-    rows = []
-    for group in known:
-        if (group.net, group.recipe) not in nets or group.config not in (*MIXED, *uniform):
-            continue
-        activations = uniform.get(group.config, group.config[2:4])
-        choice = _CHOICES[group.config.split("-")[-1]]
-        rows.append((activations, (
-            group.net, group.recipe, choice, f"{activations[1]} bits", group.quality,
-            group.figure("agreement", ".1f"),
-        )))  # fmt: skip
-    rows.sort(key=lambda row: (row[1][0], row[1][1], row[0] == "A4"))
+    compared = [c for c in known if (c.net, c.recipe) in nets and c.config in (*MIXED, *_UNIFORM)]
+    compared.sort(key=lambda c: (c.net, c.recipe, _activations(c.config) == "4"))
+    rows = [
+        (c.net, c.recipe, _CHOICES[c.config.split("-")[-1]], f"{_activations(c.config)} bits",
+         c.quality, c.figure("agreement", ".1f"))
+        for c in compared
+    ]  # fmt: skip
     head = ("net", "recipe", "widths, 4 bits on average", "activations", "drop · SQNR dB",
             "agreement %")  # fmt: skip
-    return _table(head, [row for _, row in rows])
+    return _table(head, rows)
+
+
+def _activations(config: str) -> str:
+    """Bits of the activations: 8 of M4A8-greedy and of W4A8."""
+    return config[3]
 
 
 def _regions(known: Sequence[Cells]) -> str:
