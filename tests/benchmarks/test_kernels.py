@@ -19,6 +19,7 @@ from fxquant.targets import idioms
 from tests.backend.kernel_harness import from_storage
 from tvm_backend import host_target
 from tvm_backend.lower import lower
+from tvm_backend.macs import MACS
 from tvm_backend.program import leaves
 
 
@@ -66,6 +67,15 @@ def test_layers_and_table(quantized: fxquant.Quantized) -> None:
     text = table(found, {"sdot": 2000.0})
     assert len(text.splitlines()) == 3 + len(found) + len(by_kind(found))
     assert all(layer.node[-28:] in text for layer in found)
+
+
+@pytest.mark.parametrize("target", [targets.X86_AVX2, targets.GENERIC], ids=lambda t: t.name)
+def test_winograd_kernels_have_a_peak(target: targets.Target) -> None:
+    convolution = torch.nn.Conv2d(64, 64, 3, padding=1).eval()
+    layer = fxquant.quantize(convolution, [torch.randn(2, 64, 56, 56)], progress=False)
+    [kernel] = [k for k in lower(layer.integer, target).kernels if "conv2d" in k]
+    assert "winograd" in kernel
+    assert kernels.idiom_name(kernel) in {idiom.name for idiom in MACS}
 
 
 def test_kinds_of_kernels() -> None:
