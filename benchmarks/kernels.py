@@ -34,7 +34,7 @@ from fxquant.targets import Target
 from tvm_backend import host_target
 from tvm_backend.devices import cpu_name
 from tvm_backend.lower import lower
-from tvm_backend.macs import MACS
+from tvm_backend.macs import MACS, Mac, wide_mac_of
 from tvm_backend.program import Program, Step
 from tvm_backend.threads import check_threads, use_threads
 
@@ -103,8 +103,14 @@ def layers(
 
 
 def idiom_name(kernel: str) -> str:
-    """The idiom at the end of a kernel's name; that its sums may wrap changes no instruction."""
-    return kernel.rpartition("__")[2].removesuffix("_mod32")
+    """The idiom at the end of a kernel's name."""
+    return kernel.rpartition("__")[2]
+
+
+def macs_of(target: Target) -> dict[str, Mac]:
+    """Everything kernels of a target multiply with, by the name of the idiom."""
+    winograd = wide_mac_of(target, "uint32")
+    return {mac.idiom.name: mac for mac in (*MACS.values(), winograd)}
 
 
 def table(found: Sequence[Layer], peak_gops: Mapping[str, float]) -> str:
@@ -169,9 +175,9 @@ def measure(net: str, target: Target, rounds: int, threads: int) -> dict[str, An
         if m and isinstance(s, Step)
     }
     fastest = {
-        idiom.name: sorted(peaks(target, idiom, threads), key=lambda c: -best_peak([c]))[:2]
-        for idiom in MACS
-        if idiom.name in used
+        name: sorted(peaks(target, mac, threads), key=lambda c: -best_peak([c]))[:2]
+        for name, mac in macs_of(target).items()
+        if name in used
     }
     execution.run()
     seconds = []

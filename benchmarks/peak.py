@@ -18,7 +18,7 @@ import numpy as np
 from fxquant.targets import MacIdiom, Target
 from tvm_backend.build import host_functions
 from tvm_backend.kernel import Abi, Param, outer_loop, prim_func
-from tvm_backend.macs import Mac, mac_of
+from tvm_backend.macs import Mac
 from tvm_backend.macs.pixels import accumulator_type, load_group, pixel_groups
 from tvm_backend.macs.vector import constant, loop, registers, store
 from tvm_backend.tvm_api import T, tvm
@@ -50,10 +50,9 @@ def tiles(idiom: MacIdiom) -> list[tuple[int, int]]:
     return [(p, v) for p, v in _TILES if p % idiom.pixels == 0 and p * v + v + 2 <= idiom.registers]
 
 
-def peaks(target: Target, idiom: MacIdiom, threads: int) -> list[Peak]:
+def peaks(target: Target, mac: Mac, threads: int) -> list[Peak]:
     """All register tiles of an idiom on a target, each thread computing its own."""
-    mac = mac_of(idiom)
-    return [_peak(target, mac, pixels, vectors, threads) for pixels, vectors in tiles(idiom)]
+    return [_peak(target, mac, pixels, vectors, threads) for pixels, vectors in tiles(mac.idiom)]
 
 
 def _peak(target: Target, mac: Mac, pixels: int, vectors: int, threads: int) -> Peak:
