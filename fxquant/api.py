@@ -20,6 +20,7 @@ from fxquant.errors import CalibrationError, CaptureError, ConfigError, StageErr
 from fxquant.ir import meta
 from fxquant.ir.batch import fixed_batch, run_in_batches
 from fxquant.ir.channels import channel_classes
+from fxquant.ir.device import CPU, device_of, model_device, move, working_on
 from fxquant.ir.frontend import capture, normalize
 from fxquant.ir.frontend.capture import as_inputs
 from fxquant.ir.stages import Stage, verify
@@ -48,7 +49,7 @@ class Prepared:
     """A model being calibrated: call it on batches, or pass it to `calibrate`.
 
     Attributes:
-        graph: The annotated graph.
+        graph: The annotated graph, where the model is; on the CPU once it is solved.
         config: Its configuration.
         units: The Basic-Units that solvers work on.
         batch: The only batch size the graph can run, None if any will do.
@@ -112,7 +113,9 @@ class Prepared:
         chosen = default_steps(self.config) if solver is None else solver
         every = tuple(chosen) if isinstance(chosen, Sequence) else (chosen,)
         equalizations, steps = split(every)
-        self._equalize(equalizations)
+        device = device_of(self.graph)
+        with working_on(device):
+            self._equalize(equalizations)
         self.calibration.set_grids()
         samples = self.calibration.store.stacked()
         options = replace(options, batch=self.batch)
@@ -122,7 +125,9 @@ class Prepared:
             stored = Checkpoint(checkpoint, owner)
             self.finished = stored.load(self.graph)
             on_solved = stored.add
-        self.solved = solve(self.graph, samples, steps, options, self.finished, on_solved)
+        with working_on(device):
+            self.solved = solve(self.graph, samples, steps, options, self.finished, on_solved)
+        move(self.graph, CPU)
         self.solver_name = repr(every)
         for name, note in scaling_notes(self.graph).items():
             notes = self.solved.notes
@@ -190,9 +195,12 @@ def prepare(
 ) -> Prepared:
     """Capture, fuse and annotate a model for quantization. The caller's model is not changed.
 
+    Calibration runs on the device the model is on; what comes after it, on the CPU.
+
     Args:
         model: `nn.Module`, fx `GraphModule` or `ExportedProgram`; runs in inference mode.
-        example_inputs: A tensor or a tuple of tensors, as forward() takes them, with batch axis.
+        example_inputs: A tensor or a tuple of tensors, as forward() takes them, with batch axis; on
+            any device.
         config: What to quantize and how finely.
         target: The device; checked by name only, every target runs the same integers.
 
@@ -200,7 +208,7 @@ def prepare(
         A `Prepared` to be calibrated.
 
     Raises:
-        CaptureError: The model cannot be captured.
+        CaptureError: The model cannot be captured, or is spread over several devices.
         ConfigError: The configuration or the example inputs are invalid.
         TargetError: `target` is no Target.
     """
@@ -209,6 +217,7 @@ def prepare(
             f"target is a {type(target).__name__}",
             remedy="use a constant of fxquant.targets, or Target(...)",
         )
+    device = model_device(model)
     inputs = tuple(x.detach().to("cpu", torch.float32) for x in as_inputs(example_inputs))
     gm = normalize(capture(model, inputs), inputs)
     _check_parameters(gm)
@@ -216,7 +225,7 @@ def prepare(
     verify(gm, Stage.FUSED)
     gm = annotate(gm, config)
     verify(gm, Stage.ANNOTATED)
-    return Prepared(gm, config, target)
+    return Prepared(move(gm, device), config, target)
 
 
 def _check_parameters(gm: GraphModule) -> None:
@@ -246,15 +255,19 @@ def calibrate(
 ) -> Prepared:
     """Stream calibration data through the model, then choose grids and weights.
 
+    Runs on the device the model was on. A GPU sums in another order than the CPU, so that codes
+    may differ between them; what the codes mean is the same.
+
     Args:
         prepared: From `prepare`.
-        data: A tensor, a DataLoader or any iterable of batches: tensors, tuples, `(x, label)`.
-            None goes on with what was observed: after Ctrl-C, solved units are not solved again.
+        data: A tensor, a DataLoader or any iterable of batches: tensors, tuples, `(x, label)`, on
+            any device. None goes on with what was observed: after Ctrl-C, solved units are not
+            solved again.
         solver: A solver or a tuple of them, applied in order, equalizations first; default: the
             recipe of the preset.
         progress: Show progress bars on stderr.
         seed: Seed of the solver; the same inputs and seed give the same bytes.
-        memory: Bytes of RAM for cached activations; more go to a temporary file.
+        memory: Bytes for cached activations, of the device's memory; more go to a temporary file.
         checkpoint: Directory for solved units: the same call continues an interrupted run there.
 
     Raises:
@@ -337,7 +350,7 @@ def quantize(
     Raises:
         CalibrationError: The data is unusable, or can be read only once and `example_inputs` is
             None.
-        CaptureError: The model cannot be captured.
+        CaptureError: The model cannot be captured, or is spread over several devices.
         ConfigError: The configuration or the example inputs are invalid.
     """
     if example_inputs is None:

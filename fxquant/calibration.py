@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from fxquant.errors import CalibrationError
 from fxquant.ir import meta
 from fxquant.ir.batch import channels_last, samples_at_once
+from fxquant.ir.device import device_of, working_on
 from fxquant.ir.headroom import with_headroom
 from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator, Statistics
@@ -82,7 +83,7 @@ class _Observer(Interpreter):
 
 
 class SampleStore:
-    """A uniform random sample of all inputs seen (reservoir sampling), bounded in number."""
+    """A uniform random sample of all inputs seen (reservoir sampling), bounded; on the CPU."""
 
     def __init__(self, limit: int, seed: int = 0) -> None:
         self.limit, self.seen = limit, 0
@@ -97,7 +98,8 @@ class SampleStore:
             if place == self.limit:
                 place = int(torch.randint(self.seen, (1,), generator=self._rng))
             if place < self.limit:  # else the sample is not kept, and not copied
-                self.samples[place : place + 1] = [tuple(x[row].detach().clone() for x in inputs)]
+                kept = (x[row].detach().to("cpu", torch.float32, copy=True) for x in inputs)
+                self.samples[place : place + 1] = [tuple(kept)]
 
     def stacked(self) -> list[Tensor]:
         """One `[S, ...]` tensor a network input, in random order.
@@ -106,7 +108,7 @@ class SampleStore:
         class would make these two different worlds.
         """
         order = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))
-        columns = zip(*(self.samples[i] for i in order), strict=True)
+        columns = zip(*(self.samples[i] for i in order.tolist()), strict=True)
         return [torch.stack(column) for column in columns]
 
 
@@ -138,8 +140,10 @@ class Calibration:
             CalibrationError: Wrong shape or dtype, NaN or infinite values.
         """
         self._check(inputs)
-        inputs = tuple(x.to(torch.float32) for x in inputs)
-        result = _Observer(self.gm, self.statistics, self.terms).run(*map(channels_last, inputs))
+        device = device_of(self.gm)
+        batch = [channels_last(x.to(device, torch.float32)) for x in inputs]
+        with working_on(device):
+            result = _Observer(self.gm, self.statistics, self.terms).run(*batch)
         self.store.add(inputs)
         return result
 
@@ -154,9 +158,10 @@ class Calibration:
         """
         self._check_seen()
         samples, size = self.store.stacked(), batch or samples_at_once(self.gm.graph.nodes)
+        device = device_of(self.gm)
         count = len(samples[0]) // size * size if batch else 0
         for start in range(0, count or len(samples[0]), size):
-            yield tuple(channels_last(s[start : start + size]) for s in samples)
+            yield tuple(channels_last(s[start : start + size].to(device)) for s in samples)
 
     @torch.no_grad()
     def reobserve(self, batch: int | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -175,6 +175,15 @@ def tensor_of(gm: GraphModule, node: Node) -> torch.Tensor:
         value = getattr(value, part)
     assert isinstance(value, torch.Tensor)
     return value
+
+
+def move(node: Node, device: torch.device) -> None:
+    """Take the tensors of the metadata to a device."""
+    value, factors = quant(node), channel_factors(node)
+    if value is not None and value.qparams is not None:
+        set_quant(node, replace(value, qparams=value.qparams.to(device)))
+    if factors is not None:
+        set_channel_factors(node, factors.to(device))
 
 
 def copy_meta(source: Node, destination: Node) -> None:

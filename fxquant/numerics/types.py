@@ -142,6 +142,12 @@ class QParams:
         shape[self.axis] = -1
         return self.scale.reshape(shape), self.zero_point.reshape(shape)
 
+    def to(self, device: torch.device) -> QParams:
+        """The same grid on a device."""
+        if self.scale.device == device and self.zero_point.device == device:
+            return self
+        return QParams(self.spec, self.scale.to(device), self.zero_point.to(device))
+
     def __str__(self) -> str:
         if self.axis is None:
             return f"{self.spec.dtype} scale={float(self.scale):.6g} zp={int(self.zero_point)}"
@@ -160,6 +166,12 @@ class QTensor:
         """The real values, float32."""
         scale, zero_point = self.qparams.broadcast(self.codes.ndim)
         return (self.codes.to(torch.int32) - zero_point).to(torch.float32) * scale
+
+    def to(self, device: torch.device) -> QTensor:
+        """The same on a device."""
+        if self.codes.device == device and self.qparams.to(device) is self.qparams:
+            return self
+        return QTensor(self.codes.to(device), self.qparams.to(device))
 
 
 def qparams_from_range(low: Tensor, high: Tensor, spec: QuantSpec) -> QParams:

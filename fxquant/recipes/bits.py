@@ -14,6 +14,7 @@ import numpy as np
 from fxquant.allocator import kept_memory
 from fxquant.config import W4A8, WEIGHT_BITS, Config
 from fxquant.errors import ConfigError
+from fxquant.ir.device import device_of, working_on
 from fxquant.recipes.allocation import BitProblem, Method, Prediction
 from fxquant.recipes.coding_length import CodingLength
 from fxquant.recipes.network import Network, WeightInfo, describe
@@ -41,6 +42,8 @@ def allocate_bits(
 ) -> Allocation:
     """Choose a bit width for the weight of every layer. The caller's model is not changed.
 
+    Layers are judged on the device the model is on.
+
     The first and the last layer keep the width of `config.first_last` (default 8 bits), layers
     that a rule of `config` names keep theirs, depthwise layers get 4 bits at least, and layers that
     share a weight share its width.
@@ -58,7 +61,7 @@ def allocate_bits(
         progress: Show a progress bar.
 
     Raises:
-        CaptureError: The model cannot be captured.
+        CaptureError: The model cannot be captured, or is spread over several devices.
         ConfigError: The average cannot be reached, or an argument is invalid.
     """
     network, widths = describe(model, example_inputs, config), _widths(candidates)
@@ -81,7 +84,7 @@ def pareto_front(
     """Allocations over a range of averages; layers are judged once. Arguments as in allocate_bits.
 
     Raises:
-        CaptureError: The model cannot be captured.
+        CaptureError: The model cannot be captured, or is spread over several devices.
         ConfigError: An average cannot be reached, or an argument is invalid.
     """
     network, widths = describe(model, example_inputs, config), _widths(candidates)
@@ -117,7 +120,8 @@ def _problems(
     limits = [average * float(per_bit.sum()) for average in averages]
     for limit in limits:
         BitProblem(widths, smallest, per_bit, limit, empty)
-    prediction = method.predict(network, widths, data, progress)
+    with working_on(device_of(network.graph)):
+        prediction = method.predict(network, widths, data, progress)
     return [BitProblem(widths, smallest, per_bit, limit, prediction) for limit in limits]
 
 

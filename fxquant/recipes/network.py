@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from fxquant.config import Config, OpConfig
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
+from fxquant.ir.device import model_device, move
 from fxquant.ir.frontend import capture, normalize
 from fxquant.ir.frontend.capture import as_inputs
 from fxquant.ops.conv import conv_transpose2d, linear
@@ -64,7 +65,7 @@ class Network:
     """A network and its weights.
 
     Attributes:
-        graph: ANNOTATED graph.
+        graph: ANNOTATED graph, on the device of the model.
         config: Its configuration.
         weights: All integer weights, in execution order.
     """
@@ -94,12 +95,13 @@ def describe(model: Any, example_inputs: Any, config: Config) -> Network:
     the last one: these have `config.first_last`, by default 8 bits.
 
     Raises:
-        CaptureError: The model cannot be captured.
+        CaptureError: The model cannot be captured, or is spread over several devices.
         ConfigError: There is no layer to choose a width for.
     """
     if config.first_last is None and config.default is not None:
         wide = OpConfig(FIRST_LAST, max(FIRST_LAST, config.default.activation_bits))
         config = replace(config, first_last=wide)
+    device = model_device(model)
     inputs = tuple(x.detach().to("cpu", torch.float32) for x in as_inputs(example_inputs))
     gm = annotate(fuse(normalize(capture(model, inputs), inputs)), config)
     operators = [n for n in gm.graph.nodes if n.op.startswith("call_")]
@@ -112,7 +114,7 @@ def describe(model: Any, example_inputs: Any, config: Config) -> Network:
         _info(gm, weight, layers, operators, not ends.isdisjoint(layers))
         for weight, layers in by_weight.items()
     )
-    network = Network(gm, config, weights)
+    network = Network(move(gm, device), config, weights)
     if not network.free:
         raise ConfigError(
             "there is no layer whose width could be chosen",

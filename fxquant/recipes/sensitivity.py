@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 from fxquant.calibration import batches_of
 from fxquant.errors import CalibrationError, ConfigError, FileFormatError
 from fxquant.ir.batch import channels_last
+from fxquant.ir.device import device_of
 from fxquant.numerics.types import SMALLEST_SCALE, weight_spec
 from fxquant.recipes.allocation import BitProblem, Method, Prediction
 from fxquant.recipes.milp import solve_milp
@@ -124,10 +125,11 @@ class Sensitivity(Method):
     def _inputs(self, network: Network, data: Any) -> list[Tensor]:
         """One `[S, ...]` tensor a network input."""
         count = sum(n.op == "placeholder" for n in network.graph.graph.nodes)
+        device = device_of(network.graph)
         taken: list[tuple[Tensor, ...]] = []
         seen = 0
         for batch in batches_of(data, count):
-            taken.append(tuple(x[: self.samples - seen].to(torch.float32) for x in batch))
+            taken.append(tuple(x[: self.samples - seen].to(device, torch.float32) for x in batch))
             seen += len(taken[-1][0])
             if seen >= self.samples:
                 break

@@ -1,4 +1,7 @@
-"""Memory for cached activations: RAM up to a limit, files mapped into memory beyond it."""
+"""Memory for cached activations: a limited part of it, files mapped into memory beyond.
+
+Tensors are made where the solvers work. Files are the CPU's: what is read of them is copied there.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ _RESERVE = 64 << 20  # bytes left free on the disk
 
 
 def rows_of(x: Tensor, rows: Tensor) -> Tensor:
-    """Some samples of a tensor, in its memory format."""
-    if x.ndim != 4:
-        return x[rows]
-    return x.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
+    """Some samples of a tensor, in its memory format, on the device of `rows`."""
+    near = rows.to(x.device)
+    chosen = x[near] if x.ndim != 4 else x.permute(0, 2, 3, 1)[near].permute(0, 3, 1, 2)
+    return chosen.to(rows.device)
 
 
 class ActivationMemory:
@@ -27,16 +30,16 @@ class ActivationMemory:
     The file has no name and vanishes with its tensor, even if the process is killed.
 
     Args:
-        limit: Bytes of RAM to use.
+        limit: Bytes of memory to use.
 
     Attributes:
-        used: Bytes of RAM in use.
+        used: Bytes of memory in use.
         spilled: Bytes on disk over the whole life.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used, self.spilled = limit, 0, 0
-        self._in_ram: dict[int, int] = {}  # data pointer -> bytes
+        self._in_memory: dict[int, int] = {}  # data pointer -> bytes
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """An uninitialized float32 tensor; images have their channels innermost.
@@ -50,7 +53,7 @@ class ActivationMemory:
         else:
             flat = torch.empty(prod(shape), dtype=dtype)
             self.used += size
-            self._in_ram[flat.data_ptr()] = size
+            self._in_memory[flat.data_ptr()] = size
         if len(shape) != 4:
             return flat.view(shape)
         n, c, h, w = shape
@@ -58,7 +61,7 @@ class ActivationMemory:
 
     def free(self, tensor: Tensor) -> None:
         """Give back the memory of a tensor that is not needed any more."""
-        self.used -= self._in_ram.pop(tensor.data_ptr(), 0)
+        self.used -= self._in_memory.pop(tensor.data_ptr(), 0)
 
     def _on_disk(self, shape: tuple[int, ...], size: int, dtype: torch.dtype) -> Tensor:
         directory = tempfile.gettempdir()

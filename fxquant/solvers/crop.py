@@ -40,7 +40,9 @@ class Crop:
     def draw(self, rng: torch.Generator) -> tuple[int, int]:
         """Top and left of a window, in output positions."""
         spans = ((side - self.size) // self.stride + 1 for side in (self.height, self.width))
-        top, left = (int(torch.randint(span, (), generator=rng)) for span in spans)
+        top, left = (
+            int(torch.randint(span, (), generator=rng, device=rng.device)) for span in spans
+        )
         return top, left
 
     def of_input(self, x: Tensor, place: tuple[int, int]) -> Tensor:
@@ -93,7 +95,7 @@ def _rims(
     """How far from its edges each result of a window is wrong."""
     rims: list[int] = []
     for name, result in results.items():
-        expected = crop.of_target(targets[name][:1], place)
+        expected = crop.of_target(targets[name][:1], place).to(result.device)
         if result.shape != expected.shape:
             return [crop.size]
         limit = _TOLERANCE * float(expected.abs().max())

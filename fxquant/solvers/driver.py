@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
 from fxquant.ir.batch import bytes_per_sample, channels_last, samples_at_once
+from fxquant.ir.device import CPU
 from fxquant.ir.units import Unit
 from fxquant.solvers.activations import ActivationMemory
 from fxquant.solvers.base import (
@@ -150,9 +151,9 @@ class _Driver:
         finished: dict[str, Record],
     ) -> None:
         self.gm, self.options, self.finished = gm, options, finished
-        self.samples = [channels_last(s) for s in samples]
-        self.on_solved: Callable[[str, Record], None] | None = None
         self.state = NetworkState(gm)
+        self.samples = [channels_last(s.to(self.state.device)) for s in samples]
+        self.on_solved: Callable[[str, Record], None] | None = None
         self.memory = ActivationMemory(options.memory)
 
     def run(self, steps: Sequence[Solver]) -> Solved:
@@ -192,10 +193,10 @@ class _Driver:
                 key = f"{index}.{number}.{unit.name}"
                 record = self.finished.get(key)
                 if record is None:
-                    record = self.finished[key] = self._solve(region, steps)
+                    record = self.finished[key] = self._solve(region, steps).to(CPU)
                     if self.on_solved is not None:
                         self.on_solved(key, record)
-                self.state.apply(record)
+                self.state.apply(record.to(self.state.device))
                 solved.update(record.weights)
                 bar.update(len(program.layers))
             targets, rest = self._targets(region), parts[number + 1 :]
@@ -219,7 +220,7 @@ class _Driver:
         size = self._chunk(program)
         for start in range(0, len(self.samples[0]), size):
             rows = slice(start, start + size)
-            inputs = {n.name: values[n.name][rows] for n in program.inputs}
+            inputs = {n.name: values[n.name][rows].to(self.state.device) for n in program.inputs}
             count = len(next(iter(inputs.values())))
             for name, chunk in program.run(inputs, *hooks).items():
                 per_sample = len(chunk) // count  # reshapes may fold other axes into the first
@@ -283,9 +284,11 @@ class _Driver:
         results: dict[str, Tensor] = {}
         for node in program.outputs:
             parts = [values[node.name] for values in chunks]
-            shape = (sum(map(len, parts)), *parts[0].shape[1:])
+            sizes = [len(part) for part in parts]
+            shape = (sum(sizes), *parts[0].shape[1:])
             results[node.name] = self.memory.allocate(shape, parts[0].dtype)
-            torch.cat(parts, out=results[node.name])
+            for place, part in zip(results[node.name].split(sizes), parts, strict=True):
+                place.copy_(part)
         return results
 
     def _chunk(self, program: Program) -> int:

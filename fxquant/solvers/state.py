@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.ir import meta
 from fxquant.ir.build import register
+from fxquant.ir.device import CPU, device_of
 from fxquant.ir.headroom import finest_scale, with_headroom
 from fxquant.numerics.types import QParams, QTensor
 from fxquant.ops import Grid, Operand
@@ -38,12 +39,24 @@ class Record:
     losses: dict[str, tuple[float, ...]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
+    def to(self, device: torch.device) -> Record:
+        """The same on a device."""
+        return replace(
+            self,
+            weights={name: weight.to(device) for name, weight in self.weights.items()},
+            biases={name: bias.to(device) for name, bias in self.biases.items()},
+            grids={name: grid.to(device) for name, grid in self.grids.items()},
+        )
+
 
 class NetworkState:
-    """Solved and starting values of every layer; grids live in the graph's metadata."""
+    """Solved and starting values of every layer; grids live in the graph's metadata.
+
+    Grids of values stay on the CPU wherever the graph is: they are read as numbers.
+    """
 
     def __init__(self, gm: GraphModule) -> None:
-        self.gm = gm
+        self.gm, self.device = gm, device_of(gm)
         self.nodes: dict[str, Node] = {n.name: n for n in gm.graph.nodes}
         self.weights: dict[str, QTensor] = {}
         self.biases: dict[str, Tensor] = {}
@@ -114,7 +127,7 @@ class NetworkState:
             if value is None or value.qparams is None or grid_owner(node) is not node:
                 continue
             present = value.qparams
-            wanted = with_headroom(node, grids.get(name, present))
+            wanted = with_headroom(node, grids.get(name, present)).to(CPU)
             if wanted is not present:
                 actual[name] = wanted
                 self._set_grid(node, wanted)

@@ -65,7 +65,7 @@ class Walk:
     def _chunks(self, values: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         names = [n.name for n in self.program.inputs]
         return [
-            {name: values[name][start : start + self.chunk] for name in names}
+            {n: values[n][start : start + self.chunk].to(self.state.device) for n in names}
             for start in range(0, self.samples, self.chunk)
         ]
 

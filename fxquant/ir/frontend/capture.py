@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.utils._pytree import tree_unflatten
 
 from fxquant.errors import CaptureError, ConfigError
+from fxquant.ir.device import CPU, move
 from fxquant.ir.frontend.modules import MODULES
 
 logger = logging.getLogger("fxquant")
@@ -82,11 +83,11 @@ def as_inputs(example_inputs: Any) -> tuple[Tensor, ...]:
 
 
 def capture(model: Any, inputs: tuple[Tensor, ...]) -> GraphModule:
-    """An fx graph of the model in inference mode; the caller's model is not changed.
+    """An fx graph of the model in inference mode, on the CPU; the caller's model is not changed.
 
     Args:
         model: `nn.Module`, fx `GraphModule` or `ExportedProgram`.
-        inputs: Example inputs.
+        inputs: Example inputs, on the CPU.
 
     Raises:
         CaptureError: Neither symbolic tracing nor torch.export can capture the model.
@@ -98,14 +99,14 @@ def capture(model: Any, inputs: tuple[Tensor, ...]) -> GraphModule:
             f"cannot capture a {type(model).__name__}",
             remedy="pass an nn.Module, a torch.fx.GraphModule or an ExportedProgram",
         )
-    model = copy.deepcopy(model).eval()
+    model = copy.deepcopy(model).cpu().eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     try:
         tracer = _Tracer(len(inputs))
         graph = tracer.trace(model)
         assert isinstance(tracer.root, nn.Module)
-        gm = GraphModule(tracer.root, graph)
+        gm = move(GraphModule(tracer.root, graph), CPU)
         _check_inputs(graph, inputs)
         return gm
     except CaptureError:
@@ -172,7 +173,7 @@ def _unlift(program: ExportedProgram) -> GraphModule:
     if spec is not None:  # restore the nesting of the outputs, which export flattens
         output = next(n for n in module.graph.nodes if n.op == "output")
         output.args = (tree_unflatten(list(output.args[0]), spec),)
-    return GraphModule(module, _plain(module.graph))
+    return move(GraphModule(module, _plain(module.graph)), CPU)
 
 
 def _plain(graph: Graph) -> Graph:
