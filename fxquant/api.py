@@ -73,7 +73,7 @@ class Prepared:
         self.refusals: dict[str, str] = {}
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """Observe a batch; returns the float model's output."""
+        """Observe a batch, on any device; returns the float model's output, where the model is."""
         if self.solved is not None:
             raise StageError(
                 "this model is calibrated already",

@@ -38,20 +38,20 @@ class Accelerated(Tensor):
     """A tensor on the device.
 
     Attributes:
-        inner: The same on the CPU.
+        held: The same on the CPU.
     """
 
-    inner: Tensor
+    held: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Self:
+    def __new__(cls, held: Tensor) -> Self:
         return Tensor._make_wrapper_subclass(
-            cls, inner.size(), inner.stride(), inner.storage_offset(), dtype=inner.dtype
+            cls, held.size(), held.stride(), held.storage_offset(), dtype=held.dtype
         )
 
-    def __init__(self, inner: Tensor) -> None:
-        self.inner = inner
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
 
     @property
     def device(self) -> torch.device:
@@ -65,21 +65,21 @@ class Accelerated(Tensor):
     def is_cuda(self) -> bool:
         return True
 
-    def __repr__(self) -> str:  # pyrefly: ignore
-        return f"Accelerated({self.inner!r})"
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Accelerated({self.held!r})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        copied: Tensor = Accelerated(self.inner.clone())
+        copied: Tensor = Accelerated(self.held.clone())
         if isinstance(self, nn.Parameter):
             copied = nn.Parameter(copied, self.requires_grad)
         memo[id(self)] = copied
         return copied
 
     def data_ptr(self) -> int:
-        return self.inner.data_ptr()
+        return self.held.data_ptr()
 
     def tolist(self) -> Any:
-        return self.inner.tolist()
+        return self.held.tolist()
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
@@ -95,7 +95,7 @@ class Accelerated(Tensor):
 
 
 def _unwrap(value: Any) -> Any:
-    return value.inner if isinstance(value, Accelerated) else value
+    return value.held if isinstance(value, Accelerated) else value
 
 
 def _wrap(value: Any) -> Any:
@@ -158,7 +158,7 @@ def _to(x: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
         return result.clone() if copy and result is x else result
     if device.type == "cuda":
         return Accelerated(result.detach().clone())
-    return result.detach().inner.clone() if device.type == "cpu" else Tensor.to(result, device)
+    return result.detach().held.clone() if device.type == "cpu" else Tensor.to(result, device)
 
 
 @contextmanager

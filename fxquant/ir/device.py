@@ -110,13 +110,14 @@ def working_on(device: torch.device) -> Iterator[None]:
     if device == CPU:
         yield
         return
-    deterministic, precision = cudnn.deterministic, cudnn.conv.fp32_precision
-    cudnn.deterministic, cudnn.conv.fp32_precision = True, "ieee"
+    settings: Any = cudnn  # whose type stubs lack `conv`
+    before = settings.deterministic, settings.conv.fp32_precision
+    settings.deterministic, settings.conv.fp32_precision = True, "ieee"
     try:
         with _CreatingOn(device):
             yield
     finally:
-        cudnn.deterministic, cudnn.conv.fp32_precision = deterministic, precision
+        settings.deterministic, settings.conv.fp32_precision = before
 
 
 class _CreatingOn(TorchFunctionMode):
