@@ -97,5 +97,6 @@ def _agreement(
 
 
 if __name__ == "__main__":
-    name, *numbers = sys.argv[1:5]
-    print(json.dumps(measure(name, *map(int, numbers), sys.argv[5:] or [*ENGINES])))
+    name, thread_count, round_count, batch_size, *chosen = sys.argv[1:]
+    numbers = int(thread_count), int(round_count), int(batch_size)
+    print(json.dumps(measure(name, *numbers, chosen or [*ENGINES])))

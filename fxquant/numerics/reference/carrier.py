@@ -7,6 +7,8 @@ rounded.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,6 @@ def carrier(difference: Tensor, weight: Tensor) -> torch.dtype:
 
 def _float32_is_ieee(device: torch.device) -> bool:
     """Whether float32 products are computed as such: users may allow TF32 or bfloat16."""
-    onednn = torch.backends.mkldnn
+    onednn: Any = torch.backends.mkldnn  # whose type stubs lack both
     allowed = onednn.conv.fp32_precision, onednn.matmul.fp32_precision
     return device.type == "cpu" and all(precision in _EXACT for precision in allowed)
