@@ -61,8 +61,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return done.stdout, output
 
 
-def test_the_compiled_network_equals_the_reference(demo: tuple[str, Path]) -> None:
-    assert "compiled == reference: True" in demo[0]
+def test_the_compiled_network_equals_the_simulated_one(demo: tuple[str, Path]) -> None:
+    assert "compiled == simulated: True" in demo[0]
 
 
 def test_the_report_shows_every_section(demo: tuple[str, Path]) -> None:
