@@ -11,6 +11,11 @@ from fxquant.numerics.width import width_of
 INT32_MAX = (1 << 31) - 1
 
 
+def weight_magnitudes(weight: Tensor) -> Tensor:
+    """`sum |w|` of every output channel, int64 `[O]`, of integer codes `[O, ...]`."""
+    return weight.to(torch.int64).abs().flatten(1).sum(1)
+
+
 def accumulator_bound(weight: Tensor, bias: Tensor, zero_point: int, qmax: int) -> int:
     """Largest magnitude a convolution's or linear layer's accumulator can take.
 
@@ -27,7 +32,7 @@ def accumulator_bound(weight: Tensor, bias: Tensor, zero_point: int, qmax: int) 
     Returns:
         max over channels of `sum |w| * largest |activation| + |bias| + correction`.
     """
-    magnitude = weight.to(torch.int64).abs().flatten(1).sum(1)  # [O]
+    magnitude = weight_magnitudes(weight)
     offset = 1 << (width_of(qmax.bit_length()).bits - 1)  # of storage as signed codes
     largest = max(qmax, offset)
     correction = magnitude * max(zero_point, offset)
@@ -43,7 +48,7 @@ def fits_int32(weight: Tensor, bias: Tensor, largest: int, max_shift: int) -> bo
         largest: Largest magnitude of `x` as it is multiplied.
         max_shift: Largest right shift of the requantization that follows.
     """
-    magnitude = weight.to(torch.int64).abs().flatten(1).sum(1)  # [O]
+    magnitude = weight_magnitudes(weight)
     bound = int((magnitude * largest + bias.to(torch.int64).abs()).max())
     return bound + (1 << max(max_shift - 1, 0)) <= INT32_MAX
 

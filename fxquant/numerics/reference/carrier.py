@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxquant.numerics.accumulator import weight_magnitudes
+
 _FLOAT32_INTEGERS = 1 << 24
 _EXACT = ("none", "ieee")  # precisions of oneDNN that do not shorten float32 operands
 
@@ -27,7 +29,7 @@ def carrier(difference: Tensor, weight: Tensor) -> torch.dtype:
         return torch.float64
     low, high = difference.aminmax()
     largest = max(abs(int(low)), abs(int(high)))
-    magnitude = int(weight.to(torch.int64).abs().flatten(1).sum(1).max())
+    magnitude = int(weight_magnitudes(weight).max())
     return torch.float32 if largest * magnitude <= _FLOAT32_INTEGERS else torch.float64
 
 
