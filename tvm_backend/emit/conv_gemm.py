@@ -249,11 +249,15 @@ class _GemmEmitter:
         steps, per_step = self.reduction.steps, self.form.stored(at.span.step) * self.per_vector
         if self._contiguous(window):
             steps, kw = steps * kw, 1
+        # Where unrolled steps would meet the words of the next pixels, LLVM keeps these in
+        # registers it does not have: a step (or chain) at a time then, and rows innermost.
+        size = max(self.mac.idiom.chain, 1) if kw == 1 and self._overlapping(window) else steps
         weights = self._weight_base(at)
-        with loop(kh) as row, loop(kw) as col:
+        with loop(steps // size) as k, loop(kh) as row, loop(kw) as col:
             x = window.origin + row * (dh * window.row_stride) + col * (dw * window.channels)
-            w = T.Bind(weights + (row * kw + col) * (steps * per_step))
-            self._reduce_run(buffers["weights"], at, window, acc, T.Bind(x), w, starts, steps)
+            w = T.Bind(weights + ((row * kw + col) * steps + k * size) * per_step)
+            x = T.Bind(x + k * (size * self.per_step))
+            self._reduce_run(buffers["weights"], at, window, acc, x, w, starts, size)
         if self.has_rest:
             self._reduce_rest(buffers, at, window, acc)
 
@@ -262,6 +266,13 @@ class _GemmEmitter:
         steps, chain = self.reduction.steps, max(self.mac.idiom.chain, 1)
         whole = steps * self.per_step == window.channels and steps % chain == 0
         return whole and self.problem.dilation[1] == 1 and self.problem.groups == 1
+
+    def _overlapping(self, window: Window) -> bool:
+        """Whether pixels of a tile load words of their neighbours within unrolled steps."""
+        distance = window.stride[1] * window.channels
+        near = distance < self.mac.unroll * self.per_step
+        wide = self.problem.kernel[1] * window.channels > distance
+        return near and wide and self.tile.tw > 1 and not holds_activations(self.mac.idiom)
 
     def _reduce_rest(self, buffers: dict[str, Any], at: TileAt, window: Window, acc: Any) -> None:
         """The extra steps of this block: as many as the data say."""
