@@ -128,6 +128,7 @@ CASES = [
     Case("wide_block", 5, 80, 3, 3, kernel=(1, 1), padding=(0, 0, 0, 0), clip=(120, 200)),
     Case("strided_dilated", 15, 48, 9, 11, (3, 2), (2, 3), (2, 1, 0, 1), (2, 3), extra_halo=1),
     Case("stem", 3, 31, 13, 15, (7, 7), (2, 2), (3, 3, 3, 3), multiple=INPUT_CHANNEL_MULTIPLE),
+    Case("small_channels", 8, 33, 5, 9, extra_halo=1),
     Case("crop", 4, 16, 7, 8, padding=(-1, 1, 1, -2)),
     Case("residual", 33, 96, 4, 5, residual=True, n=2, output_halo=(0, 1, 1, 0)),
     Case("grouped", 24, 40, 5, 7, groups=4, n=2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -46,7 +47,7 @@ from tvm_backend.emit.conv import conv2d_accumulate_kernel, conv2d_kernel
 from tvm_backend.emit.epilogue import OutputGrid, Residual
 from tvm_backend.emit.linear import linear_accumulate_kernel, linear_kernel
 from tvm_backend.kernel import Abi
-from tvm_backend.layout import Image, image
+from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE, Image, image
 from tvm_backend.schedule.tiles import Tile
 
 CORE_TARGETS = (X86_VNNI, X86_AVX2, CORTEX_A53)
@@ -70,6 +71,25 @@ def test_conv2d_equals_reference(target: Target, case: Case) -> None:
     """On the host with guard pages behind every buffer."""
     residual = RESIDUAL if case.residual else None
     check(case, target, make_numbers(case), residual=residual, abi=Abi.BARE)
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_kernels_over_the_network_input_do_not_spill(kernel: int) -> None:
+    """Neighbouring pixels load the same words; keeping them all would need too many registers."""
+    case = Case(
+        "input", 3, 64, 6, 224, (kernel, kernel), (2, 2), (kernel // 2,) * 4,
+        multiple=INPUT_CHANNEL_MULTIPLE,
+    )  # fmt: skip
+    n = make_numbers(case)
+    made = conv2d_kernel(
+        case.problem(X86_VNNI), weight=n.weight.numpy(), bias=n.bias.numpy(),
+        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=X86_VNNI,
+        tile=Tile(1, 6, 4, pixels_first=True),
+    )  # fmt: skip
+    assembly = largest_loop(made, X86_VNNI, "vpdpbusd")
+    products = assembly[: assembly.rindex("vpdpbusd")].splitlines()
+    spilled = [line for line in products if re.search(r"%zmm\d+, -?\d*\(%rsp", line)]
+    assert len(spilled) <= 2
 
 
 @pytest.mark.parametrize("name", ["odd", "residual", "depthwise"])

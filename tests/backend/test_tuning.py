@@ -200,7 +200,9 @@ def test_a_search_for_real(tmp_path: Path) -> None:
     path = tmp_path / "t"
     tuned = tvm_backend.tune(graph, path, trials=1, threads=1, progress=False)
     assert len(tuned.layers) == 4 and not tuned.undecided
-    assert all(layer.microseconds > 0 and layer.tried == 1 for layer in tuned.layers)
+    assert all(layer.microseconds > 0 and layer.tried <= 1 for layer in tuned.layers)
+    # One vector of one pixel has a single schedule on the widest targets.
+    assert [layer.tried for layer in tuned.layers if "conv" in layer.nodes[0]] == [1, 1, 1]
     compiled = tvm_backend.compile(graph, tuned=path, threads=1)
     assert compiled.replayed is not None and len(compiled.replayed.tuned) == 4
     assert torch.equal(compiled(x), graph(x))

@@ -37,6 +37,7 @@ from tvm_backend.emit.conv_pack import (
     slot_channels,
     slot_codes,
 )
+from tvm_backend.emit.conv_prefetch import is_streamed, prefetch_share
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.conv_rest import rest_fraction, rest_of
 from tvm_backend.emit.conv_staging import Staging, visit_staged
@@ -201,6 +202,10 @@ class _GemmEmitter:
         self.has_rest = has_rest
         self.lanes, self.per_step = mac.idiom.lanes, mac.idiom.reduction
         self.per_vector = self.lanes * self.per_step
+        vectors = sum(span.count * span.step for span in blocks.spans)
+        weights = vectors * self.per_vector * reduction.steps * problem.taps
+        streamed = is_streamed(mac.idiom, tile, problem.output, weights)
+        self.streamed = streamed and form.density == 1
 
     def emit(self, buffers: dict[str, Any], abi: Abi) -> None:
         """All tiles."""
@@ -341,7 +346,11 @@ class _GemmEmitter:
             ]
             for pixels in pixel_groups(at.pixels, self.mac.idiom)
         ]
-        self.form.prefetch(buffer, w, count * stored * self.per_vector)
+        nbytes = count * stored * self.per_vector
+        self.form.prefetch(buffer, w, nbytes)
+        if self.streamed:
+            block = self.reduction.steps * self.problem.taps * stored * self.per_vector
+            prefetch_share(buffer, at, self.tile, self.problem.output, w + block, nbytes)
         size = max(self.mac.idiom.chain, 1)
         for first in range(0, count, size):
             chain = range(first, min(first + size, count))

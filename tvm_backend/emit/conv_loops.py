@@ -67,7 +67,11 @@ class Window:
 def visit_tiles(
     image: Image, tile: Tile, spans: Sequence[Span], abi: Abi, body: Callable[[TileAt], None]
 ) -> None:
-    """Call `body` for every tile of `image`, inside the loops that lead to it."""
+    """Call `body` for every tile of `image`, inside the loops that lead to it.
+
+    Threads share rows of tiles, or channel blocks and, where all tiles have the same rows, the rows
+    of each block: a few wide blocks alone would leave threads without work.
+    """
     rows, cols = split(image.h, tile.th), split(image.w, tile.tw)
     if tile.pixels_first:
         for down in rows:
@@ -79,14 +83,16 @@ def visit_tiles(
                             with loop(span.count) as block:
                                 body(place(n, i, j, down, across, span, block))
         return
+    shared = rows[0].count if len(rows) == 1 else 1
     for span in spans:
-        with outer_loop(image.n * span.count, abi) as index:
-            n, block = divmod_index(index, image.n, span.count)
+        with outer_loop(image.n * span.count * shared, abi) as index:
+            n, rest = divmod_index(index, image.n, span.count * shared)
+            block, row = divmod_index(rest, span.count, shared)
             for down in rows:
-                with loop(down.count) as i:
+                with loop(down.count // shared) as i:
                     for across in cols:
                         with loop(across.count) as j:
-                            body(place(n, i, j, down, across, span, block))
+                            body(place(n, row + i, j, down, across, span, block))
 
 
 def divmod_index(index: Any, outer: int, inner: int) -> tuple[Any, Any]:

@@ -24,9 +24,15 @@ def constant(value: int, dtype: str, lanes: int) -> Any:
     return splat(tirx.IntImm(dtype, value), lanes)
 
 
-def prefetch(buffer: Any, offset: Any) -> None:
-    """Ask for the cache line of an element; one behind the end of the buffer does no harm."""
-    read, keep, data = T.int32(0), T.int32(3), T.int32(1)
+def prefetch(buffer: Any, offset: Any, locality: int = 3) -> None:
+    """Ask for the cache line of an element; one behind the end of the buffer does no harm.
+
+    Args:
+        buffer: Where.
+        offset: The element.
+        locality: LLVM's: 3 for the first-level cache, 2 for the second.
+    """
+    read, keep, data = T.int32(0), T.int32(locality), T.int32(1)
     address = T.address_of(buffer[offset])
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", address, read, keep, data))
 
