@@ -51,9 +51,10 @@ def measure(
     test, labels = assets.images(name, False, arguments.images)
     expected = torch.cat([model(x) for x in test.split(BATCH)])
     start, busy = time.perf_counter(), time.process_time()
+    chosen = configuration(config, model, train)
     quantized = fxquant.quantize(
-        model, list(train.split(BATCH)), train[:1], configuration(config, model, train),
-        solver=RECIPES[recipe](), progress=arguments.progress, seed=seed,
+        model, list(train.split(BATCH)), train[:1], chosen, solver=RECIPES[recipe](),
+        progress=arguments.progress, seed=seed,
     )  # fmt: skip
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     compiled = tvm_backend.compile(quantized)
@@ -79,7 +80,15 @@ def measure(
         "calibration": len(train),
         "threads": torch.get_num_threads(),
         "solver": quantized.provenance["solver"],
+        "first_bits": first_bits(chosen),
     }
+
+
+def first_bits(config: fxquant.Config) -> int:
+    """Bits of the first layer's result."""
+    layer = config.first_last or config.default
+    assert layer is not None
+    return layer.activation_bits
 
 
 def main() -> None:

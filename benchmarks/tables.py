@@ -19,6 +19,7 @@ from fxquant.recipes.defaults import default_steps
 
 STALE = "†"
 FOOTNOTE = f"{STALE} measured with earlier settings of the recipe"
+FIRST_BITS = 8  # of the first layer's result, in every preset
 _AT_MOST_3_BITS = ("W3A8", "W3A3", "W2A8", "W2A4")
 _UNIFORM = ("W4A8", "W4A4")
 _CHOICES = {
@@ -56,8 +57,9 @@ class Cells:
     @property
     def mark(self) -> str:
         """`STALE` if a cell was measured with other settings than the recipe's present ones."""
-        present = settings(self.recipe, self.config)
-        return STALE if any(cell["solver"] != present for cell in self.seeds) else ""
+        present = (settings(self.recipe, self.config), FIRST_BITS)
+        found = {(cell["solver"], cell["first_bits"]) for cell in self.seeds}
+        return "" if found == {present} else STALE
 
 
 def settings(recipe: str, config: str) -> str:

@@ -57,7 +57,8 @@ class Config:
         types: By module type (`nn.Conv2d`) or operator name (`"conv2d"`, `"add"`).
         patterns: By regular expression, matched against the whole module path.
         names: By module path (`"layer1.0.conv1"`) or node name.
-        first_last: Overrides the bits of the first and last weighted layer; None leaves them.
+        first_last: Overrides the bits of the first and last weighted layer: of their weights, their
+            results, and what the last one reads (the setting of BRECQ and QDrop). None leaves them.
         input_range: Range estimator of the network inputs.
     """
 

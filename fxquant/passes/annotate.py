@@ -101,16 +101,17 @@ class _Choices:
             )  # fmt: skip
 
     def _first_last(self, operators: list[Node]) -> None:
-        """Weights of the first and last layer, and the grid the last one reads."""
+        """Weights and results of the first and last layer, and the grid the last one reads."""
         special = self.config.first_last
         weighted = [n for n in operators if _is_weighted(n)]
         if special is None or not weighted or self.config.default is None:
             return
+        bits = replace(
+            self.config.default,
+            weight_bits=special.weight_bits,
+            activation_bits=special.activation_bits,
+        )
         for node in {weighted[0], weighted[-1]}:
-            base = self.config.default
-            bits = replace(base, weight_bits=special.weight_bits)
-            if node is weighted[-1]:
-                bits = replace(bits, activation_bits=special.activation_bits)
             self.chosen[node] = (bits, "first_last")
         for source in _grid_owners(weighted[-1].all_input_nodes[0]):
             if source in self.chosen:

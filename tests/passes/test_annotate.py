@@ -110,7 +110,7 @@ def test_first_and_last_layer_stay_at_8_bits(low: Config) -> None:
     assert low.default is not None
     gm = annotated("residual", low)
     inner = (low.default.weight_bits, low.default.activation_bits)
-    assert bits(gm, "stem_0") == (8, low.default.activation_bits)
+    assert bits(gm, "stem_0") == (8, 8)
     assert bits(gm, "b_0") == inner
     assert bits(gm, "head_fc")[0] == 8
     reads = node_of(gm, "linear").args[0]
