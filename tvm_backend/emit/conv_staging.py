@@ -17,6 +17,8 @@ from typing import Any
 from tvm_backend.emit.conv_loops import TileAt, Window, divmod_index, place
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.kernel import Abi, outer_loop
+from tvm_backend.layout import code_width
+from tvm_backend.macs import Mac
 from tvm_backend.macs.vector import load, loop, store
 from tvm_backend.schedule.tiles import SPREAD_ROWS, Span, Tile, split
 from tvm_backend.tvm_api import IN_REGISTERS, T
@@ -84,6 +86,11 @@ class Staging:
     def _fits(self, tile_rows: int, pixels: int) -> bool:
         rows = self.extent(tile_rows * self.tile.th, 0)
         return rows * self._row_elements(pixels) * _BYTES <= STAGED_BYTES
+
+
+def is_staged(problem: ConvProblem, mac: Mac) -> bool:
+    """Whether an idiom wants wider activations than the input has."""
+    return mac.idiom.activation_bits != code_width(problem.source.dtype).bits
 
 
 def visit_staged(
