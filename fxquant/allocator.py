@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _TRIM, _TOP_PAD, _MMAP = -1, -2, -3  # parameters of mallopt(3)
-_WITHIN = {_MMAP: 1 << 30, _TRIM: 1 << 30, _TOP_PAD: 64 << 20}  # bytes
+_WITHIN = {_MMAP: 1 << 30, _TRIM: -1, _TOP_PAD: 64 << 20}  # bytes; -1: never
 _AFTER = {_MMAP: 32 << 20, _TRIM: 64 << 20, _TOP_PAD: 128 << 10}  # where glibc's own end up
 
 
