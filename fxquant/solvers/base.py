@@ -13,7 +13,7 @@ what the step before left: `layer.start`, `layer.start_bias`, the grids.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -137,6 +137,10 @@ class ValueProblem:
     consumers: Sequence[Layer]
 
 
+def _silent(_: str) -> None:
+    """Nobody listens."""
+
+
 @dataclass(frozen=True, slots=True)
 class UnitProblem:
     """A unit to be quantized.
@@ -152,6 +156,7 @@ class UnitProblem:
         quantized_inputs: The same under the quantized prefix, `[S, ...]`.
         targets: Its results in the float network, by name, `[S, ...]`.
         batch: The only number of samples the program can run at once, None if any will do.
+        report: Takes a word on how far the solver is.
     """
 
     unit: Unit
@@ -164,6 +169,7 @@ class UnitProblem:
     quantized_inputs: Mapping[str, Tensor]
     targets: Mapping[str, Tensor]
     batch: int | None = None
+    report: Callable[[str], None] = _silent
 
 
 @dataclass(frozen=True, slots=True)

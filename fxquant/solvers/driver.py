@@ -126,6 +126,7 @@ class _Region:
         quantized: The same behind the quantized prefix.
         solved: Names of weights that must not change any more.
         rng: Its randomness.
+        report: Takes a word on how far its solver is.
         targets: Its results in the float network, once known.
         results: Its results behind the quantized prefix, once known.
     """
@@ -136,6 +137,7 @@ class _Region:
     quantized: dict[str, Tensor]
     solved: frozenset[str]
     rng: torch.Generator
+    report: Callable[[str], None]
     targets: dict[str, Tensor] | None = None
     results: dict[str, Tensor] | None = None
 
@@ -187,7 +189,11 @@ class _Driver:
         for number, (unit, program) in enumerate(parts):
             seed = self.options.seed * 1_000_003 + index * 10_007 + number
             rng = torch.Generator().manual_seed(seed)
-            region = _Region(unit, program, floats, quantized, frozenset(solved), rng)
+
+            def report(text: str, name: str = unit.name) -> None:
+                bar.set_postfix_str(f"{name} {text}")
+
+            region = _Region(unit, program, floats, quantized, frozenset(solved), rng, report)
             if program.layers:
                 bar.set_postfix_str(unit.name)
                 key = f"{index}.{number}.{unit.name}"
@@ -321,6 +327,7 @@ class _Driver:
             {name: region.quantized[name] for name in names},
             self._targets(region),
             self.options.batch,
+            region.report,
         )
 
 

@@ -32,10 +32,13 @@ from torch import Tensor
 
 from fxquant.errors import ConfigError
 from fxquant.solvers.activations import rows_of
+from fxquant.solvers.augment import augmented
 from fxquant.solvers.base import Scope, UnitProblem, UnitSolution, UnitSolver
 from fxquant.solvers.crop import find_crop
 from fxquant.solvers.rounding import Rounding, StraightThrough
 from fxquant.solvers.trainable import Trainable
+
+_REPORTS = 10  # iterations between words on how far it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,12 @@ class Training:
         activation_rate: Of the activation scales, relative; 0 keeps them.
         mix: Probability that an input element is the quantized one; 1 does not mix.
         drop: Probability that an element inside the region is not rounded to its grid.
-        held_back: Samples kept for judging the iterates, at most a quarter of all.
+        held_back: Samples kept for judging the iterates, at most a quarter of all. Without any, the
+            last iterate counts.
         judgements: How often the iterates are judged.
         loss: "mse" of the results, or "kl" of their softmax (classifier logits).
+        augment: Make new images of the samples for every step; see augment.py. Only where a region
+            reads nothing but images that are inputs of the network.
     """
 
     iterations: int = 300
@@ -71,6 +77,7 @@ class Training:
     held_back: int = 64
     judgements: int = 5
     loss: Literal["mse", "kl"] = "mse"
+    augment: bool = False
 
     def __post_init__(self) -> None:
         counts = ("iterations", "batch", "window", "positions", "judgements")
@@ -127,6 +134,10 @@ class _Loop:
         self.crop = find_crop(problem, training.window)
         self.batch = self._batch_size()
         self.held = self.held[: max(16, 16 * self.training.positions // self._largest_map())]
+        images = all(n.op == "placeholder" for n in problem.program.inputs) and all(
+            x.ndim == 4 for x in problem.float_inputs.values()
+        )
+        self.augment = training.augment and images
         self.power = {
             name: float((t[:256] - t[:256].mean(0)).square().mean()) + 1e-12
             for name, t in problem.targets.items()
@@ -156,6 +167,8 @@ class _Loop:
         every = max(1, self.training.iterations // self.training.judgements)
         batches = self._batches()
         for iteration in range(self.training.iterations):
+            if iteration % _REPORTS == 0:
+                self.problem.report(f"{iteration}/{self.training.iterations}")
             progress = iteration / self.training.iterations
             for group, rate in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * progress))
@@ -165,7 +178,7 @@ class _Loop:
             optimizer.step()
             if (iteration + 1) % every == 0 or iteration + 1 == self.training.iterations:
                 losses.append(self._judge())
-                if losses[-1] < best_loss:
+                if losses[-1] < best_loss or len(self.held) == 0:
                     best, best_loss = self.trainable.snapshot(), losses[-1]
         self.trainable.restore(best)
         return self.trainable.solution(tuple(losses))
@@ -193,11 +206,24 @@ class _Loop:
                 keep = keep.as_strided(x.shape, x.stride())
                 x = torch.where(keep, x, of_input(self.problem.float_inputs[name]))
             inputs[name] = x
+        if self.augment:
+            return self._augmented(inputs)
         targets = {
             name: rows_of(t if crop is None else crop.of_target(t, place), rows)
             for name, t in self.problem.targets.items()
         }
         return inputs, targets
+
+    @torch.no_grad()
+    def _augmented(
+        self, inputs: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """New images, and what the float network says to them."""
+        images = {name: augmented(x, self.rng) for name, x in inputs.items()}
+        targets = self.problem.program.run(images)
+        if self.crop is not None:
+            targets = {name: self.crop.of_result(t) for name, t in targets.items()}
+        return images, targets
 
     def _loss(
         self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], progress: float

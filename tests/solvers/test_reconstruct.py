@@ -102,6 +102,12 @@ def test_same_seed_same_bytes_other_seed_other_codes() -> None:
     assert not torch.equal(first(X), other(X))
 
 
+@pytest.mark.parametrize("held_back", [0, 12])
+def test_training_changes_codes_whether_or_not_samples_are_held_back(held_back: int) -> None:
+    after = quantized(*NEAREST, UWC(replace(SHORT, held_back=held_back)))
+    assert not torch.equal(quantized(*NEAREST)(X), after(X))
+
+
 def test_rates_of_zero_keep_their_parameters() -> None:
     """Codes move, grids and scales do not."""
     codes_only = replace(SHORT, scale_rate=0.0, bias_rate=0.0, activation_rate=0.0)
@@ -138,3 +144,9 @@ def test_shared_weights_stay_shared() -> None:
     codes = [b for b in result.calibrated.buffers() if b.shape == (3, 3, 3, 3)]
     assert len(codes) == 1
     check_integers(result)
+
+
+def test_the_progress_bar_says_how_far_a_unit_is(capsys: pytest.CaptureFixture[str]) -> None:
+    fxquant.quantize(residual(), [X], config=fxquant.W3A3, solver=NetworkTuning(SHORT))
+    shown = capsys.readouterr().err
+    assert "0/30" in shown and "20/30" in shown
