@@ -207,7 +207,10 @@ class _Loop:
                 x = torch.where(keep, x, of_input(self.problem.float_inputs[name]))
             inputs[name] = x
         if self.augment:
-            return self._augmented(inputs)
+            inputs, targets = self._augmented(inputs, self.rng)
+            if crop is not None:
+                targets = {name: crop.of_result(t) for name, t in targets.items()}
+            return inputs, targets
         targets = {
             name: rows_of(t if crop is None else crop.of_target(t, place), rows)
             for name, t in self.problem.targets.items()
@@ -216,14 +219,11 @@ class _Loop:
 
     @torch.no_grad()
     def _augmented(
-        self, inputs: Mapping[str, Tensor]
+        self, inputs: Mapping[str, Tensor], rng: torch.Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """New images, and what the float network says to them."""
-        images = {name: augmented(x, self.rng) for name, x in inputs.items()}
-        targets = self.problem.program.run(images)
-        if self.crop is not None:
-            targets = {name: self.crop.of_result(t) for name, t in targets.items()}
-        return images, targets
+        images = {name: augmented(x, rng) for name, x in inputs.items()}
+        return images, self.problem.program.run(images)
 
     def _loss(
         self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], progress: float
@@ -251,15 +251,22 @@ class _Loop:
 
     @torch.no_grad()
     def _judge(self) -> float:
-        """Loss of the hardened region on the samples held back."""
+        """Loss of the hardened region on the samples held back.
+
+        Steps before have seen these, which makes the start look better than it is: where there are
+        new images, it is judged on such, the same every time.
+        """
         if len(self.held) == 0:
             return math.inf
+        rng = torch.Generator().manual_seed(0)
         total, count = 0.0, 0
         for rows in self.held.split(self.batch):
             if self.problem.batch is not None and len(rows) < self.problem.batch:
                 break
             inputs = {n: rows_of(v, rows) for n, v in self.problem.quantized_inputs.items()}
             targets = {n: rows_of(t, rows) for n, t in self.problem.targets.items()}
+            if self.augment:
+                inputs, targets = self._augmented(inputs, rng)
             results = self.trainable.run(inputs, hard=True)
             total += float(self._distance(results, targets)) * len(rows)
             count += len(rows)
