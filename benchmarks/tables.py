@@ -168,8 +168,6 @@ def _regions(known: Sequence[Cells]) -> str:
         if recipe != "uwc-layer" or config not in _AT_MOST_3_BITS:
             continue
         units = cells.get((net, config, "uwc"))
-        if units is None and settings("default", config) == settings("uwc", config):
-            units = cells.get((net, config, "default"))
         if units is not None:
             start = cells.get((net, config, "gptq"))
             rows.append((net, config, start.quality if start else "", layers.quality,

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from fxquant.config import Config, OpConfig
-from fxquant.solvers import GPTQ, UWC, ActivationEqualization, Equalization, Solver
+from fxquant.solvers import (
+    GPTQ,
+    UWC,
+    ActivationEqualization,
+    Equalization,
+    NetworkTuning,
+    Solver,
+)
 
 _FINE = 6  # bits from which on a value makes little error
 _ROWS = 100_000  # of a layer's inputs: more than GPTQ takes by itself
@@ -15,12 +22,12 @@ def default_steps(config: Config) -> tuple[Solver | Equalization, ...]:
     Error-compensated codes always. Channels are equalized before, which moves error from the
     activations to the weights, unless narrow weights make the error. Where only weights are narrow
     and have 4 bits or more, more data helps them further than training does; narrower ones, and
-    narrow activations, are then trained unit by unit.
+    narrow activations, are then trained unit by unit and, at last, all together.
     """
     weights, activations = narrowest(config)
     if activations >= _FINE and 4 <= weights < _FINE:
         return (GPTQ(rows=_ROWS),)
-    trained = (UWC(),) if min(weights, activations) < _FINE else ()
+    trained = (UWC(), NetworkTuning()) if min(weights, activations) < _FINE else ()
     equalized = (ActivationEqualization(),) if not trained or weights >= activations else ()
     return (*equalized, GPTQ(), *trained)
 

@@ -64,8 +64,8 @@ def test_mixed_widths_stand_beside_uniform_ones_of_the_same_recipe() -> None:
 
 
 def test_units_against_layers() -> None:
-    """Where the default is UWC after GPTQ, its cell counts."""
-    keys = ("W2A4:uwc-layer:0", "W2A4:default:0", "W3A3:uwc-layer:0", "W3A3:default:0")
+    """The start stands there where it was measured; both others must have been."""
+    keys = ("W2A4:uwc-layer:0", "W2A4:uwc:0", "W3A3:uwc-layer:0", "W3A3:default:0")
     assert tables(cells_of(*keys))["regions"].splitlines()[2:] == [
         "| net | W2A4 |  | +1.00 · 10.0 | +2.00 · 10.0 |"
     ]

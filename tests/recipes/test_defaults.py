@@ -7,7 +7,7 @@ import pytest
 import fxquant
 from fxquant.config import Config, OpConfig
 from fxquant.recipes.defaults import default_steps, narrowest
-from fxquant.solvers import GPTQ, UWC, ActivationEqualization
+from fxquant.solvers import GPTQ, UWC, ActivationEqualization, NetworkTuning
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,12 @@ def test_the_narrowest_rule_of_each_kind_counts(config: Config, bits: tuple[int,
         (fxquant.W8A8, (ActivationEqualization, GPTQ)),
         (fxquant.W6A6, (ActivationEqualization, GPTQ)),
         (Config(OpConfig(6, 8)), (ActivationEqualization, GPTQ)),
-        (fxquant.W4A4, (ActivationEqualization, GPTQ, UWC)),
-        (fxquant.W3A3, (ActivationEqualization, GPTQ, UWC)),
+        (fxquant.W4A4, (ActivationEqualization, GPTQ, UWC, NetworkTuning)),
+        (fxquant.W3A3, (ActivationEqualization, GPTQ, UWC, NetworkTuning)),
         (fxquant.W4A8, (GPTQ,)),
         (Config(OpConfig(5, 16)), (GPTQ,)),
-        (fxquant.W3A8, (GPTQ, UWC)),
-        (fxquant.W2A4, (GPTQ, UWC)),
+        (fxquant.W3A8, (GPTQ, UWC, NetworkTuning)),
+        (fxquant.W2A4, (GPTQ, UWC, NetworkTuning)),
     ],
     ids=lambda value: None if isinstance(value, tuple) else str(value),
 )
