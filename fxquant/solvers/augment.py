@@ -32,7 +32,7 @@ def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
     partner = torch.randperm(count, generator=rng).to(images.device)
     side = float(torch.rand((), generator=rng)) ** 0.5
     rows, columns = (_span(size, side, rng) for size in images.shape[2:])
-    result[:, :, rows, columns] = result[partner][:, :, rows, columns]
+    result[:, :, rows, columns] = result[:, :, rows, columns][partner]
     layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else (
         torch.contiguous_format
     )  # fmt: skip

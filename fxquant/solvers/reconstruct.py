@@ -264,9 +264,10 @@ class _Loop:
             if self.problem.batch is not None and len(rows) < self.problem.batch:
                 break
             inputs = {n: rows_of(v, rows) for n, v in self.problem.quantized_inputs.items()}
-            targets = {n: rows_of(t, rows) for n, t in self.problem.targets.items()}
             if self.augment:
                 inputs, targets = self._augmented(inputs, rng)
+            else:
+                targets = {n: rows_of(t, rows) for n, t in self.problem.targets.items()}
             results = self.trainable.run(inputs, hard=True)
             total += float(self._distance(results, targets)) * len(rows)
             count += len(rows)
