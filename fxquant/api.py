@@ -19,7 +19,6 @@ from fxquant.config import W8A8, Config
 from fxquant.errors import CalibrationError, CaptureError, ConfigError, StageError, TargetError
 from fxquant.ir import meta
 from fxquant.ir.batch import fixed_batch, run_in_batches
-from fxquant.ir.channels import channel_classes
 from fxquant.ir.device import CPU, device_of, model_device, move, working_on
 from fxquant.ir.frontend import capture, normalize
 from fxquant.ir.frontend.capture import as_inputs
@@ -31,7 +30,6 @@ from fxquant.passes.equalize import equalize
 from fxquant.passes.fuse import fuse
 from fxquant.recipes.defaults import default_steps
 from fxquant.solvers.base import Solver
-from fxquant.solvers.channel_statistics import observe_channels
 from fxquant.solvers.checkpoint import Checkpoint, fingerprint
 from fxquant.solvers.driver import MEMORY, Options, Solved, solve
 from fxquant.solvers.equalization import Equalization, EqualizationProblem
@@ -144,12 +142,9 @@ class Prepared:
                 remedy="call prepare again, or begin with the same equalizations",
             )
         for step in steps[done:]:
-            classes = channel_classes(self.graph)
-            statistics = observe_channels(self.graph, classes, self.calibration.kept(self.batch))
-            weights = {x.node.name: meta.tensor_of(self.graph, x.weight) for x in classes.layers}
-            factors = step.factors(EqualizationProblem(classes, weights, statistics))
-            equalize(self.graph, classes, factors)
-            self.equalized, self.refusals = (*self.equalized, step), classes.refusals
+            problem = EqualizationProblem.of(self.graph, self.calibration.kept(self.batch))
+            equalize(self.graph, problem.classes, step.factors(problem))
+            self.equalized, self.refusals = (*self.equalized, step), problem.classes.refusals
         if steps:
             self.calibration.reobserve(self.batch)
 

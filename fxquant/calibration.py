@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from fxquant.errors import CalibrationError
 from fxquant.ir import meta
 from fxquant.ir.batch import channels_last, samples_at_once
 from fxquant.ir.device import device_of, working_on
+from fxquant.ir.floats import FloatNetwork, channel_bounds, within_bounds
 from fxquant.ir.headroom import with_headroom
 from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator, Statistics
@@ -57,7 +58,7 @@ def batches_of(data: Any, inputs: int) -> Iterator[tuple[Tensor, ...]]:
         yield tensors_of(batch, inputs)
 
 
-class _Observer(Interpreter):
+class _Observer(FloatNetwork):
     """Runs the float graph and feeds the statistics."""
 
     def __init__(
@@ -79,7 +80,7 @@ class _Observer(Interpreter):
         (x, weight, bias, residual), kwargs = self.fetch_args_kwargs_from_env(n)
         term = layer(x, weight, bias, **{**kwargs, "clamp": None})
         self.terms[n.name] = max(self.terms[n.name], float(term.abs().amax()))
-        return apply_clamp(term + residual, kwargs.get("clamp"))
+        return within_bounds(n, apply_clamp(term + residual, kwargs.get("clamp")))
 
 
 class SampleStore:
@@ -225,11 +226,18 @@ class Calibration:
         statistics = self.statistics[node.name]
         low, high = self.estimators[node.name].estimate(statistics, spec)
         constants = [v for v in _padded_values(node) if math.isfinite(v)]
-        low, high = min([low, *constants]), max([high, *constants])
+        low, high = _within_clamps(node, min([low, *constants]), max([high, *constants]))
         qparams = qparams_from_range(torch.tensor(low), torch.tensor(high), spec)
         if node.name in self.terms:
             meta.set_term(node, self.terms[node.name])
         return with_headroom(node, qparams)
+
+
+def _within_clamps(node: Node, low: float, high: float) -> tuple[float, float]:
+    """A range that ends where the first channel of a value is clamped."""
+    lower, upper = channel_bounds(node)
+    low = low if lower is None else max(low, float(lower.max()))
+    return low, high if upper is None else min(high, float(upper.min()))
 
 
 def _padded_values(node: Node) -> Iterator[float]:

@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
+from fxquant.ir.floats import within_bounds
 from fxquant.ir.frontend import capture, normalize
 from fxquant.ops.qdq import dequantize, dequantize_weight, quantize
 from fxquant.passes.fuse import fuse
@@ -128,7 +129,8 @@ class Probe:
             return self._call(source, floats, rounding)
 
         assert callable(node.target)
-        return node.target(*map_arg(node.args, operand), **map_arg(node.kwargs, operand))
+        result = node.target(*map_arg(node.args, operand), **map_arg(node.kwargs, operand))
+        return result if rounding else within_bounds(node, result)
 
 
 class _Values(Interpreter):
@@ -145,6 +147,7 @@ class _Values(Interpreter):
             value = self.env[n.all_input_nodes[0]]
         else:
             value = super().run_node(n)
+            value = within_bounds(n, value) if self.bypass else value
         if n.op != "output":
             self.values[n.name] = value
         return value

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
@@ -190,9 +192,14 @@ def apply_clamp(x: Tensor, clamp: Clamp | None) -> Tensor:
     """Clamp in real values; None bounds are open.
 
     Args:
-        x: A result nobody else has: changed in place if it needs no gradient.
+        x: A result nobody else has: changed in place.
         clamp: The bounds.
     """
     if clamp is None or clamp == (None, None):
         return x
-    return x.clamp(*clamp) if x.requires_grad else x.clamp_(*clamp)
+    if not x.requires_grad:
+        return x.clamp_(*clamp)
+    low, high = clamp
+    if high is None and low == 0:
+        return F.relu(x, inplace=True)  # these two are one pass each way
+    return F.hardtanh(x, -inf if low is None else low, inf if high is None else high, inplace=True)

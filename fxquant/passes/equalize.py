@@ -1,18 +1,19 @@
 """Divide channels of values by factors, and undo it in the layers that read them.
 
 Before: an ANNOTATED graph.  After: the same graph with other weights; the network computes the
-same, up to its upper clamps.
+same.
 
     T = clamp(W x + b);  y = V T      ->      T' = clamp((W/s) x + b/s);  y = (V s) T'
 
-There is one factor for each channel class (ir/channels.py). Where the clamp is `[0, inf)` or
-absent, `T' = T/s` exactly. With an upper bound u (ReLU6) T' is `T/s` clipped at u, the same as long
-as the channel stays below `s u`: for s < 1 the bound becomes the end of the channel's own range.
+There is one factor for each channel class (ir/channels.py). A clamp at 0 stays there. One at u
+(ReLU6) becomes one at `u / s_c` in channel c; the operator gets the loosest of them (ir/floats.py).
 
 Every scaled value gets its factors into the metadata: `value of the model = value * factors`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +46,7 @@ def equalize(gm: GraphModule, classes: ChannelClasses, factors: Tensor) -> None:
             _scale_layer(gm, layer, factors)
     for node in gm.graph.nodes:
         if node.name in classes.values:
-            before, now = meta.channel_factors(node), factors[classes.values[node.name]].float()
-            meta.set_channel_factors(node, now if before is None else before * now)
+            _scale_value(node, factors[classes.values[node.name]].float())
 
 
 def _scale_layer(gm: GraphModule, layer: LayerChannels, factors: Tensor) -> None:
@@ -58,6 +58,16 @@ def _scale_layer(gm: GraphModule, layer: LayerChannels, factors: Tensor) -> None
     _replace(gm, weight_node, layer.scale_columns(weight, factors[layer.inputs]) / rows)
     if isinstance(bias_node, Node):
         _replace(gm, bias_node, meta.tensor_of(gm, bias_node).detach().double() / outputs)
+
+
+def _scale_value(node: Node, now: torch.Tensor) -> None:
+    before = meta.channel_factors(node)
+    after = now if before is None else before * now
+    clamp: Any = node.kwargs.get("clamp")
+    if clamp is not None:
+        looser = (1.0 if before is None else float(before.min())) / float(after.min())
+        node.kwargs = {**node.kwargs, "clamp": tuple(b and b * looser for b in clamp)}
+    meta.set_channel_factors(node, after)
 
 
 def _replace(gm: GraphModule, node: Node, value: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Solvers: pure functions from a problem to codes, scales, biases and grids."""
 
+from fxquant.solvers.activation_equalization import ActivationEqualization
 from fxquant.solvers.adaround import BRECQ, ActivationSteps, AdaRound, QDrop
 from fxquant.solvers.attention_round import AttentionRound
 from fxquant.solvers.base import (
@@ -16,12 +17,9 @@ from fxquant.solvers.base import (
 )
 from fxquant.solvers.bit_split import BitSplit
 from fxquant.solvers.coordinate_descent import CoordinateDescent
+from fxquant.solvers.cross_layer_equalization import CrossLayerEqualization
 from fxquant.solvers.easyquant import EasyQuant
-from fxquant.solvers.equalization import (
-    ActivationEqualization,
-    CrossLayerEqualization,
-    Equalization,
-)
+from fxquant.solvers.equalization import Equalization
 from fxquant.solvers.gptq import GPTQ
 from fxquant.solvers.reconstruct import Training
 from fxquant.solvers.round_to_nearest import BiasCorrection, RoundToNearest

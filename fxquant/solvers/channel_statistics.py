@@ -1,16 +1,54 @@
-"""Ranges and moments of every channel of the values that may be scaled, over the samples."""
+"""Ranges, moments and distributions of every channel of the values that may be scaled.
+
+A distribution is kept as counts in bins that widen with the magnitude, eight an octave: they add up
+over batches whatever the ranges are. Of large batches a random sample is counted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from fxquant.ir.channels import ChannelClasses
+from fxquant.ir.floats import FloatNetwork
+
+_PER_OCTAVE = 8
+_OCTAVES = 48  # around 1
+_HALF = _PER_OCTAVE * _OCTAVES
+BINS = 2 * _HALF
+_COUNTED = 1 << 12  # elements of a channel that are counted in a batch
+
+
+@cache
+def bin_centers() -> Tensor:
+    """The middle of every bin, float64 `[BINS]`: positive ones, then negative ones."""
+    octave, part = torch.arange(_HALF) // _PER_OCTAVE, torch.arange(_HALF) % _PER_OCTAVE
+    centers = torch.exp2(octave.double() - _OCTAVES // 2) * (1 + (part + 0.5) / _PER_OCTAVE)
+    return torch.cat([centers, -centers])
+
+
+def _counts(rows: Tensor) -> Tensor:
+    """Elements of each row in every bin; `[C, N]` -> float32 `[C, BINS]`.
+
+    The exponent of a float32 and the first bits behind it are the number of its bin.
+    """
+    if rows.shape[1] > _COUNTED:
+        rng = torch.Generator().manual_seed(0)
+        chosen = torch.randint(rows.shape[1], (_COUNTED,), generator=rng)
+        rows = rows[:, chosen.to(rows.device)]
+    bits = rows.float().contiguous().view(torch.int32)
+    octave_and_part = (bits & 0x7FFFFFFF) >> 20
+    first = (127 - _OCTAVES // 2) * _PER_OCTAVE
+    place = (octave_and_part - first).clamp(0, _HALF - 1) + _HALF * (bits < 0)
+    offsets = BINS * torch.arange(len(rows), device=rows.device)
+    flat = (place + offsets[:, None]).flatten()
+    return torch.bincount(flat, minlength=BINS * len(rows)).reshape(-1, BINS).float()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,16 +60,17 @@ class ChannelStatistics:
         high: Largest element.
         total: Sum of the elements.
         squares: Sum of their squares.
-        nonzero: How many differ from zero.
         count: How many there are in a channel.
+        counts: How many of those sampled lie in each bin, `[..., BINS]`, of all bins but the
+            channels' axes as above; see bin_centers.
     """
 
     low: Tensor
     high: Tensor
     total: Tensor
     squares: Tensor
-    nonzero: Tensor
     count: int
+    counts: Tensor
 
     @classmethod
     def of(cls, x: Tensor, shape: Sequence[int]) -> ChannelStatistics:
@@ -41,10 +80,9 @@ class ChannelStatistics:
         rows = x.permute(*kept, *rest).reshape([shape[i] for i in kept] + [-1])
         low, high = rows.aminmax(dim=-1)
         sums = (rows.sum(-1, dtype=torch.float64), rows.square().sum(-1, dtype=torch.float64))
-        low, high, total, squares, nonzero = (
-            t.double().reshape(list(shape)) for t in (low, high, *sums, rows.count_nonzero(-1))
-        )
-        return cls(low, high, total, squares, nonzero, rows.shape[-1])
+        low, high, total, squares = (t.double().reshape(list(shape)) for t in (low, high, *sums))
+        counts = _counts(rows.flatten(0, -2)).reshape([*shape, BINS])
+        return cls(low, high, total, squares, rows.shape[-1], counts)
 
     def __add__(self, other: ChannelStatistics) -> ChannelStatistics:
         return ChannelStatistics(
@@ -52,8 +90,8 @@ class ChannelStatistics:
             torch.maximum(self.high, other.high),
             self.total + other.total,
             self.squares + other.squares,
-            self.nonzero + other.nonzero,
             self.count + other.count,
+            self.counts + other.counts,
         )
 
     @property
@@ -66,13 +104,26 @@ class ChannelStatistics:
         """Variance over samples and positions."""
         return (self.power - (self.total / self.count) ** 2).clamp(min=0)
 
-    @property
-    def density(self) -> Tensor:
-        """Fraction of the elements that differ from zero."""
-        return self.nonzero / self.count
+    def error(self, step: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Expected squared error of every channel on a grid of its own.
+
+        Zeros are exact, what is nearer to zero than half a step becomes zero, the error of the rest
+        is uniform; what lies outside the grid becomes its end.
+
+        Args:
+            step: Step of each channel's grid, in the shape of the classes.
+            low: Smallest value on it.
+            high: Largest value.
+        """
+        x = bin_centers().to(step.device).clamp(self.low[..., None], self.high[..., None])
+        step, low, high = step[..., None], low[..., None], high[..., None]
+        inside = torch.where(x.abs() < step / 2, x.square(), step.square() / 12)
+        outside = (x - x.clamp(low, high)).square()
+        error = torch.where(outside > 0, outside, inside)
+        return (self.counts * error).sum(-1) / self.counts.sum(-1).clamp(min=1)
 
 
-class _Observer(Interpreter):
+class _Observer(FloatNetwork):
     """Runs the float graph and collects the statistics."""
 
     def __init__(self, gm: GraphModule, classes: ChannelClasses) -> None:

@@ -42,6 +42,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import ConfigError
+from fxquant.ir.floats import channel_bounds
 from fxquant.numerics.types import QParams, QTensor
 from fxquant.ops.opdef import Clamp, apply_clamp
 from fxquant.solvers.base import Layer, LayerProblem, LayerSolution, LayerSolver, ValueProblem
@@ -172,6 +173,8 @@ class _View:
         adds = any(name in bound for name in layer.definition.summed)
         clamp = None if adds else bound.get("clamp")
         target = _run(layer, sample_patches(layer, x, limit), layer.weight, layer.bias, clamp)
+        if clamp is not None:
+            target = _within_bounds(layer, target)
         return cls(layer, sample_patches(layer, x_q, limit), target, clamp,
                    layer.start.dequantize())  # fmt: skip
 
@@ -218,6 +221,13 @@ def _run(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor, clamp: Clamp | N
     """The layer's result on patches x, `[G, P, O/G]`."""
     matrix = weight.reshape(layer.groups, len(weight) // layer.groups, -1).transpose(1, 2)
     return apply_clamp(x @ matrix + bias.reshape(layer.groups, 1, -1), clamp)
+
+
+def _within_bounds(layer: Layer, target: Tensor) -> Tensor:
+    """A float result `[G, P, O/G]` inside the clamp of each channel."""
+    shape = (layer.groups, 1, -1)
+    bounds = [b if b is None else b.reshape(shape) for b in channel_bounds(layer.node)]
+    return target if bounds == [None, None] else target.clamp(*bounds)
 
 
 class _Plain:

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from fxquant.ir import meta
+from fxquant.ir.floats import within_bounds
 from fxquant.ops import Grid
 
 Parameters = Callable[[Node], tuple[Tensor, Tensor]]  # weight and bias of a layer
@@ -113,7 +114,8 @@ class Program:
         if parameters is not None and is_layer(node):
             args = (args[0], *parameters(node), *args[3:])
         function: Any = node.target
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        return result if on_grid is not None else within_bounds(node, result)
 
     @staticmethod
     def read(node: Node, value: Any, on_grid: OnGrid | None) -> Any:

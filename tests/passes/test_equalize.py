@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 import fxquant
 from fxquant.errors import NumericsError
 from fxquant.ir import meta
 from fxquant.ir.channels import ChannelClasses, channel_classes
+from fxquant.ir.floats import FloatNetwork, channel_bounds
 from fxquant.passes.equalize import equalize
 from tests.tolerance import FOLDED, assert_close
 from tests.zoo import BY_NAME, ZOO, Head, ZooModel
@@ -22,7 +23,7 @@ from tests.zoo import BY_NAME, ZOO, Head, ZooModel
 UNSCALED = ("two_in_two_out", "shared_module", "lrn")
 
 
-class Values(Interpreter):
+class Values(FloatNetwork):
     """Keeps every value."""
 
     def __init__(self, gm: GraphModule) -> None:
@@ -45,20 +46,10 @@ def annotated(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
     return fxquant.prepare(model, inputs).graph
 
 
-def random_factors(classes: ChannelClasses, values: dict[str, Any]) -> Tensor:
-    """Factors in [1/8, 8]; where there is a clamp, those at which it clips no value."""
+def random_factors(classes: ChannelClasses) -> Tensor:
+    """Factors in [1/8, 8]."""
     rng = torch.Generator().manual_seed(3)
     factors = torch.exp2(6 * torch.rand(classes.count, generator=rng, dtype=torch.float64) - 3)
-    for name, (low, high) in classes.clamps.items():
-        value = values[name].double()
-        known = classes.values[name].expand(value.shape).flatten()
-        for bound in (low, high):
-            if bound:
-                used = (value / bound).flatten()
-                least = torch.zeros_like(factors).scatter_reduce(0, known, used, "amax")
-                factors = torch.where(least > 0, factors.clamp(max=1), factors)
-                factors = torch.maximum(factors, least)
-        factors[known] = factors[known].clamp(max=1)
     factors[0] = 1.0
     return factors
 
@@ -69,7 +60,7 @@ def test_the_float_network_computes_the_same(entry: ZooModel) -> None:
     gm = annotated(entry.make(), entry.inputs())
     before = values_of(gm, inputs)
     classes = channel_classes(gm)
-    equalize(gm, classes, random_factors(classes, before))
+    equalize(gm, classes, random_factors(classes))
     after = values_of(gm, inputs)
     for node in gm.graph.nodes:
         if node.op in ("get_attr", "output") or not isinstance(after[node.name], Tensor):
@@ -87,7 +78,7 @@ def test_twice_is_once_with_the_product() -> None:
     before = values_of(gm, inputs)
     for _ in range(2):
         classes = channel_classes(gm)
-        equalize(gm, classes, random_factors(classes, before))
+        equalize(gm, classes, random_factors(classes))
     after = values_of(gm, inputs)
     [factors] = [meta.channel_factors(n) for n in gm.graph.nodes if n.name == "a_0"]
     assert factors is not None
@@ -112,21 +103,26 @@ def test_impossible_factors(bad: list[float]) -> None:
         equalize(gm, channel_classes(gm), torch.tensor(bad).double())
 
 
-def test_an_upper_clamp_becomes_the_end_of_the_channels_range() -> None:
-    """Exact up to `6 s`, clipped there beyond."""
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU6(), nn.Conv2d(2, 1, 1)).eval()
-    x = torch.linspace(-8, 8, 64).reshape(1, 1, 8, 8)
+def test_every_channel_keeps_its_clamp() -> None:
+    """In float; the operator has one for all channels, the loosest, until the grid has an end."""
+    layer = nn.Conv2d(1, 2, 1, bias=False)
+    layer.weight.data = torch.tensor([1.0, -0.5]).reshape(2, 1, 1, 1)
+    model = nn.Sequential(layer, nn.ReLU6(), nn.Conv2d(2, 1, 1)).eval()
+    x = torch.linspace(-20, 20, 64).reshape(1, 1, 8, 8)
     gm = annotated(model, (x,))
-    layer = next(n for n in gm.graph.nodes if meta.opdef(n) is not None)
-    before = values_of(gm, (x,))[layer.name]
+    node = next(n for n in gm.graph.nodes if meta.opdef(n) is not None)
+    before = values_of(gm, (x,))[node.name]
     classes = channel_classes(gm)
-    assert classes.clamps == {layer.name: (0.0, 6.0)}
+    assert classes.clamps == {node.name: (0.0, 6.0)}
     factors = torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64)
     equalize(gm, classes, factors)
-    after = values_of(gm, (x,))[layer.name] * meta.channel_factors(layer)
-    limit = 6 * factors[1:].float().reshape(1, 2, 1, 1)
-    assert bool((before > limit).any())
-    assert_close(after, torch.minimum(before, limit), FOLDED)
+    after = values_of(gm, (x,))[node.name] * meta.channel_factors(node)
+    assert bool((before == 6).any((0, 2, 3)).all())
+    assert_close(after, before, FOLDED)
+    assert node.kwargs["clamp"] == (0.0, 24.0)
+    lower, upper = channel_bounds(node)
+    assert lower is not None and upper is not None
+    assert_close(upper.flatten(), torch.tensor([12.0, 24.0]), 1e-6)
 
 
 def classes_at(classes: ChannelClasses, name: str) -> tuple[list[int], list[int]]:
