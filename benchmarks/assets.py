@@ -71,6 +71,12 @@ class Assets:
         return self.definitions.preprocess(pixels, name), labels
 
 
+def pixels(name: str) -> int:
+    """Of the images of a net."""
+    side = 32 if name.startswith("cifar10") else 224
+    return side * side
+
+
 def spread(rows: list[dict], limit: int | None) -> list[dict]:
     """At most `limit` rows, evenly spaced: the files are sorted by class."""
     if limit is None or limit >= len(rows):

@@ -13,6 +13,7 @@ from statistics import mean, pstdev
 from typing import Any
 
 import fxquant
+from benchmarks.assets import pixels
 from benchmarks.configurations import CONFIGURATIONS, MIXED, PRESETS
 from fxquant.recipes import RECIPES
 from fxquant.recipes.defaults import default_steps
@@ -57,17 +58,17 @@ class Cells:
     @property
     def mark(self) -> str:
         """`STALE` if a cell was measured with other settings than the recipe's present ones."""
-        present = (settings(self.recipe, self.config), FIRST_BITS)
+        present = (settings(self.net, self.recipe, self.config), FIRST_BITS)
         found = {(cell["solver"], cell["first_bits"]) for cell in self.seeds}
         return "" if found == {present} else STALE
 
 
-def settings(recipe: str, config: str) -> str:
+def settings(net: str, recipe: str, config: str) -> str:
     """The solvers of a recipe with all their settings, as cells keep them."""
     steps = RECIPES[recipe]()
     if steps is None:
         base = getattr(fxquant, config if config in PRESETS else f"W4{config[2:4]}")
-        steps = default_steps(base)
+        steps = default_steps(base, pixels(net))
     return repr(steps)
 
 

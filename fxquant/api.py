@@ -28,7 +28,7 @@ from fxquant.model import FloatIsland, Quantized, float_islands
 from fxquant.passes.annotate import annotate, range_estimators
 from fxquant.passes.equalize import equalize
 from fxquant.passes.fuse import fuse
-from fxquant.recipes.defaults import default_steps
+from fxquant.recipes.defaults import default_steps, pixels_of
 from fxquant.solvers.base import Solver
 from fxquant.solvers.checkpoint import Checkpoint, fingerprint
 from fxquant.solvers.driver import MEMORY, Options, Solved, solve
@@ -108,7 +108,9 @@ class Prepared:
             options: Seed, memory and progress.
             checkpoint: As in `calibrate`.
         """
-        chosen = default_steps(self.config) if solver is None else solver
+        chosen = solver
+        if chosen is None:
+            chosen = default_steps(self.config, pixels_of(self.graph))
         every = tuple(chosen) if isinstance(chosen, Sequence) else (chosen,)
         equalizations, steps = split(every)
         device = device_of(self.graph)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ BINS = 2 * _HALF
 _COUNTED = 1 << 12  # elements of a channel that are counted in a batch
 
 
-@cache
 def bin_centers() -> Tensor:
     """The middle of every bin, float64 `[BINS]`: positive ones, then negative ones."""
     octave, part = torch.arange(_HALF) // _PER_OCTAVE, torch.arange(_HALF) % _PER_OCTAVE
@@ -115,7 +113,7 @@ class ChannelStatistics:
             low: Smallest value on it.
             high: Largest value.
         """
-        x = bin_centers().to(step.device).clamp(self.low[..., None], self.high[..., None])
+        x = bin_centers().clamp(self.low[..., None], self.high[..., None])
         step, low, high = step[..., None], low[..., None], high[..., None]
         inside = torch.where(x.abs() < step / 2, x.square(), step.square() / 12)
         outside = (x - x.clamp(low, high)).square()

@@ -33,10 +33,12 @@ from fxquant.solvers.reconstruct import Reconstruction, Training
 class UWC(Reconstruction):
     """See the module docstring; `region=Scope.LAYER` for comparison.
 
-    Codes move slowly: those of a closed form are good, and few images must not undo them.
+    Everything moves slowly: what a closed form found is good, and few images must not undo it.
     """
 
-    training: Training = Training(code_rate=3e-3)
+    training: Training = Training(
+        code_rate=3e-3, scale_rate=3e-4, bias_rate=2e-2, activation_rate=3e-4
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def cell(recipe: str, config: str, drop: float, sqnr: float = 10.0) -> dict[str, Any]:
     return {"fp32": 80.0, "top1": 80.0 - drop, "drop": drop, "agreement": 90.0, "sqnr": sqnr,
             "seconds": 60.0, "exact": True, "images": 500,
-            "solver": settings(recipe, config), "first_bits": 8}  # fmt: skip
+            "solver": settings("net", recipe, config), "first_bits": 8}  # fmt: skip
 
 
 def cells_of(*keys: str, **changes: Any) -> dict[str, dict[str, Any]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
+from torch.fx import Graph, GraphModule
 
 import fxquant
 from fxquant.config import Config, OpConfig
-from fxquant.recipes.defaults import default_steps, narrowest
+from fxquant.recipes.defaults import default_steps, narrowest, pixels_of
 from fxquant.solvers import GPTQ, UWC, ActivationEqualization, NetworkTuning
 
 
@@ -26,22 +28,38 @@ def test_the_narrowest_rule_of_each_kind_counts(config: Config, bits: tuple[int,
     assert narrowest(config) == bits
 
 
+SMALL, LARGE = 32 * 32, 224 * 224
+
+
 @pytest.mark.parametrize(
-    ("config", "expected"),
+    ("config", "pixels", "expected"),
     [
-        (fxquant.W8A8, (ActivationEqualization, GPTQ)),
-        (fxquant.W6A6, (ActivationEqualization, GPTQ)),
-        (Config(OpConfig(6, 8)), (ActivationEqualization, GPTQ)),
-        (fxquant.W4A4, (ActivationEqualization, GPTQ, UWC, NetworkTuning)),
-        (fxquant.W3A3, (ActivationEqualization, GPTQ, UWC, NetworkTuning)),
-        (fxquant.W4A8, (GPTQ,)),
-        (Config(OpConfig(5, 16)), (GPTQ,)),
-        (fxquant.W3A8, (GPTQ, UWC, NetworkTuning)),
-        (fxquant.W2A4, (GPTQ, UWC, NetworkTuning)),
+        (fxquant.W8A8, LARGE, (ActivationEqualization, GPTQ)),
+        (fxquant.W6A6, SMALL, (ActivationEqualization, GPTQ)),
+        (Config(OpConfig(6, 8)), SMALL, (ActivationEqualization, GPTQ)),
+        (fxquant.W4A4, LARGE, (ActivationEqualization, GPTQ, UWC)),
+        (fxquant.W4A4, SMALL, (ActivationEqualization, GPTQ, UWC, NetworkTuning)),
+        (fxquant.W3A3, SMALL, (ActivationEqualization, GPTQ, UWC, NetworkTuning)),
+        (Config(OpConfig(8, 4)), LARGE, (ActivationEqualization, GPTQ, UWC)),
+        (fxquant.W4A8, SMALL, (GPTQ,)),
+        (Config(OpConfig(5, 16)), LARGE, (GPTQ,)),
+        (fxquant.W3A8, LARGE, (GPTQ, UWC)),
+        (fxquant.W2A4, SMALL, (GPTQ, UWC, NetworkTuning)),
     ],
     ids=lambda value: None if isinstance(value, tuple) else str(value),
 )
 def test_what_makes_the_error_decides_on_the_recipe(
-    config: Config, expected: tuple[type, ...]
+    config: Config, pixels: int, expected: tuple[type, ...]
 ) -> None:
-    assert tuple(type(step) for step in default_steps(config)) == expected
+    assert tuple(type(step) for step in default_steps(config, pixels)) == expected
+
+
+@pytest.mark.parametrize(("shapes", "pixels"), [
+    ([(1, 3, 20, 30)], 600), ([(1, 3, 8, 8), (1, 5, 9, 9)], 81), ([(4, 7)], 1), ([(2, 3, 50)], 50),
+])  # fmt: skip
+def test_the_largest_input_counts(shapes: list[tuple[int, ...]], pixels: int) -> None:
+    graph = Graph()
+    for number, shape in enumerate(shapes):
+        graph.placeholder(f"x{number}").meta["shape"] = shape
+    graph.output(None)
+    assert pixels_of(GraphModule(nn.Module(), graph)) == pixels
