@@ -17,13 +17,16 @@ from fxquant.ir import meta
 
 
 def channel_bounds(node: Node) -> tuple[Tensor | None, Tensor | None]:
-    """Lower and upper clamp of every channel of a float value, broadcast over it; None: open."""
+    """Lower and upper clamp of every channel of a float value, broadcast over it.
+
+    None where it is open, and where it is 0: the operator's own is the same in all channels.
+    """
     factors = meta.channel_factors(node)
     clamp: Any = node.kwargs.get("clamp")
     if factors is None or clamp is None:
         return None, None
     tighter = factors.min() / factors
-    low, high = (None if bound is None else tighter * bound for bound in clamp)
+    low, high = (tighter * bound if bound else None for bound in clamp)
     return low, high
 
 
@@ -32,10 +35,10 @@ def within_bounds(node: Node, value: Any) -> Any:
 
     Args:
         node: The operator.
-        value: Its result as the operator computes it.
+        value: Its result as the operator computes it, changed in place.
     """
     low, high = channel_bounds(node)
-    return value if low is None and high is None else value.clamp(low, high)
+    return value if low is None and high is None else value.clamp_(low, high)
 
 
 class FloatNetwork(Interpreter):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant.errors import ConfigError
+from fxquant.ir import meta
 from fxquant.numerics.types import QParams, QTensor, weight_spec
 from fxquant.ops.opdef import apply_clamp
 from fxquant.solvers import (
@@ -149,6 +150,24 @@ def test_a_clamp_counts_unless_something_is_added_before() -> None:
     assert FEW.solve_layer(problem, RNG).losses == (0.0, 0.0)
     layer.node.args = (layer.node, layer.node, layer.node, layer.node)
     assert FEW.solve_layer(problem, RNG).losses[0] > 0
+
+
+def test_the_target_of_an_equalized_layer_has_the_clamp_of_each_channel() -> None:
+    problem = make_problem("plain")
+    layer, low, high = problem.layer, 0.0, 2.0
+    layer.node.kwargs = {**layer.node.kwargs, "clamp": (low, high)}
+    factors = torch.tensor([1.0, 2.0, 4.0, 8.0]).reshape(1, 4, 1, 1)
+    meta.set_channel_factors(layer.node, factors)
+    target, start = (
+        torch.cat([layer.run(o, w, layer.bias) for o in operands]).clamp(low, high)
+        for operands, w in (
+            (problem.float_operands, layer.weight),
+            (problem.quantized_operands, layer.start.dequantize()),
+        )
+    )
+    target = torch.minimum(target, high / factors).transpose(0, 1)
+    expected = [one_minus_cosine(t, s) for t, s in zip(target, start.transpose(0, 1), strict=True)]
+    assert ALL.solve_layer(problem, RNG).losses[0] == pytest.approx(sum(expected) / 4, rel=1e-4)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
