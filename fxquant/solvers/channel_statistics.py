@@ -113,12 +113,14 @@ class ChannelStatistics:
             low: Smallest value on it.
             high: Largest value.
         """
-        x = bin_centers().clamp(self.low[..., None], self.high[..., None])
+        filled = self.counts.flatten(0, -2).any(0)
+        counts, x = self.counts[..., filled], bin_centers()[filled]
+        x = x.clamp(self.low[..., None], self.high[..., None])
         step, low, high = step[..., None], low[..., None], high[..., None]
         inside = torch.where(x.abs() < step / 2, x.square(), step.square() / 12)
         outside = (x - x.clamp(low, high)).square()
         error = torch.where(outside > 0, outside, inside)
-        return (self.counts * error).sum(-1) / self.counts.sum(-1).clamp(min=1)
+        return (counts * error).sum(-1) / counts.sum(-1)
 
 
 class _Observer(FloatNetwork):
