@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ _OCTAVES = 48  # around 1
 _HALF = _PER_OCTAVE * _OCTAVES
 BINS = 2 * _HALF
 _COUNTED = 1 << 12  # elements of a channel that are counted in a batch
+_SUMMED = 1 << 14  # elements of a channel that are summed in single precision
 
 
 def bin_centers() -> Tensor:
@@ -31,22 +33,23 @@ def bin_centers() -> Tensor:
     return torch.cat([centers, -centers])
 
 
-def _counts(rows: Tensor) -> Tensor:
-    """Elements of each row in every bin; `[C, N]` -> float32 `[C, BINS]`.
+def _counts(columns: Tensor) -> Tensor:
+    """Elements of each column in every bin; `[N, C]` -> float32 `[C, BINS]`.
 
     The exponent of a float32 and the first bits behind it are the number of its bin.
     """
-    if rows.shape[1] > _COUNTED:
+    count, channels = columns.shape
+    if count > _COUNTED:
         rng = torch.Generator().manual_seed(0)
-        chosen = torch.randint(rows.shape[1], (_COUNTED,), generator=rng)
-        rows = rows[:, chosen.to(rows.device)]
-    bits = rows.float().contiguous().view(torch.int32)
+        chosen = torch.randint(count, (_COUNTED,), generator=rng)
+        columns = columns[chosen.to(columns.device)]
+    bits = columns.float().contiguous().view(torch.int32)
     octave_and_part = (bits & 0x7FFFFFFF) >> 20
     first = (127 - _OCTAVES // 2) * _PER_OCTAVE
     place = (octave_and_part - first).clamp(0, _HALF - 1) + _HALF * (bits < 0)
-    offsets = BINS * torch.arange(len(rows), device=rows.device)
-    flat = (place + offsets[:, None]).flatten()
-    return torch.bincount(flat, minlength=BINS * len(rows)).reshape(-1, BINS).float()
+    offsets = BINS * torch.arange(channels, device=columns.device)
+    flat = (place + offsets).flatten()
+    return torch.bincount(flat, minlength=BINS * channels).reshape(-1, BINS).float()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,8 +62,7 @@ class ChannelStatistics:
         total: Sum of the elements.
         squares: Sum of their squares.
         count: How many there are in a channel.
-        counts: How many of those sampled lie in each bin, `[..., BINS]`, of all bins but the
-            channels' axes as above; see bin_centers.
+        counts: How many of the sampled elements lie in each bin, `[..., BINS]`; see bin_centers.
     """
 
     low: Tensor
@@ -75,12 +77,14 @@ class ChannelStatistics:
         """Statistics of `x` over the axes where `shape` is 1."""
         kept = [i for i, n in enumerate(shape) if n > 1]
         rest = [i for i, n in enumerate(shape) if n == 1]
-        rows = x.permute(*kept, *rest).reshape([shape[i] for i in kept] + [-1])
-        low, high = rows.aminmax(dim=-1)
-        sums = (rows.sum(-1, dtype=torch.float64), rows.square().sum(-1, dtype=torch.float64))
-        low, high, total, squares = (t.double().reshape(list(shape)) for t in (low, high, *sums))
-        counts = _counts(rows.flatten(0, -2)).reshape([*shape, BINS])
-        return cls(low, high, total, squares, rows.shape[-1], counts)
+        columns = x.permute(*rest, *kept).reshape(-1, prod(shape))  # a view of channels-last maps
+        parts = columns.split(_SUMMED)  # single precision is enough within one
+        total = torch.stack([part.sum(0) for part in parts]).double().sum(0)
+        squares = torch.stack([part.square().sum(0) for part in parts]).double().sum(0)
+        ends = columns.amin(0).double(), columns.amax(0).double()
+        low, high, total, squares = (t.reshape(list(shape)) for t in (*ends, total, squares))
+        counts = _counts(columns).reshape([*shape, BINS])
+        return cls(low, high, total, squares, len(columns), counts)
 
     def __add__(self, other: ChannelStatistics) -> ChannelStatistics:
         return ChannelStatistics(
