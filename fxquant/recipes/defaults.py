@@ -28,8 +28,8 @@ def default_steps(config: Config, pixels: int) -> tuple[Solver | Equalization, .
     Error-compensated codes always. Channels are equalized before, which moves error from the
     activations to the weights, unless narrow weights make the error. Where only weights are narrow
     and have 4 bits or more, training does not help; narrower ones, and narrow activations, are then
-    trained unit by unit. Networks for small images are at last trained as a whole: for large ones
-    a few hundred images teach it nothing that holds for others, in minutes anyway.
+    trained unit by unit. Networks for small images are at last trained as a whole; those for large
+    ones learn from a few hundred images, in minutes, nothing that holds for others.
 
     Args:
         config: The configuration.
