@@ -15,13 +15,14 @@ import argparse
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import fxquant
 from benchmarks.costs import node_macs, step_macs
 from benchmarks.emulator import Block, Counter, Symbol, by_symbol, read_symbols, run_tool
 from benchmarks.inner_loops import cycles, inner_loops, read_instructions
@@ -54,6 +55,8 @@ class LayerCount:
         macs: Multiply-accumulates.
         instructions: Of one call.
         macs_per_cycle: Of the inner loop, by processor; empty without multiplications.
+        cycles: In the inner loop, of one call, by processor. Fewer than `macs` over
+            `macs_per_cycle` where Winograd saves multiplications.
     """
 
     node: str
@@ -61,11 +64,25 @@ class LayerCount:
     macs: int
     instructions: int
     macs_per_cycle: Mapping[str, float]
+    cycles: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopRates:
+    """The hottest multiplying loop of a function, each by processor.
+
+    Attributes:
+        macs_per_cycle: Multiply-accumulates a cycle.
+        cycles: Of all its iterations.
+    """
+
+    macs_per_cycle: Mapping[str, float] = field(default_factory=dict)
+    cycles: Mapping[str, float] = field(default_factory=dict)
 
 
 def layer_counts(
     program: Program, macs: Sequence[int], executed: Mapping[str, int],
-    rates: Mapping[str, Mapping[str, float]],
+    rates: Mapping[str, LoopRates],
 ) -> list[LayerCount]:  # fmt: skip
     """The table's lines.
 
@@ -73,18 +90,22 @@ def layer_counts(
         program: The network; all its steps are kernels.
         macs: Multiply-accumulates of every step.
         executed: Instructions in each kernel, all calls together.
-        rates: Multiply-accumulates a cycle, by kernel and processor.
+        rates: Of each kernel that multiplies, all calls together.
     """
     calls = program.kernel_counts
-    return [
-        LayerCount(
-            step.node, step.kernel.name, macs[i],
-            executed[step.kernel.name] // calls[step.kernel.name],
-            rates.get(step.kernel.name, {}),
-        )
-        for i, step in enumerate(program.steps)
-        if isinstance(step, Step)
-    ]  # fmt: skip
+    found = []
+    for i, step in enumerate(program.steps):
+        if isinstance(step, Step):
+            name = step.kernel.name
+            loop = rates.get(name, LoopRates())
+            spent = {processor: total / calls[name] for processor, total in loop.cycles.items()}
+            found.append(
+                LayerCount(
+                    step.node, name, macs[i], executed[name] // calls[name], loop.macs_per_cycle,
+                    spent,
+                )
+            )  # fmt: skip
+    return found
 
 
 def table(found: Sequence[LayerCount], total: int) -> str:
@@ -105,21 +126,35 @@ def table(found: Sequence[LayerCount], total: int) -> str:
         )  # fmt: skip
     macs = sum(layer.macs for layer in found)
     lines.append(f"all: {total / 1e6:.1f} M instructions, {total / max(macs, 1):.4f} per MAC")
+    if processors:
+        spent = ", ".join(f"{name} {loop_cycles(found, name) / 1e6:.2f}" for name in processors)
+        lines.append(f"M cycles of inner loops: {spent}")
     return "\n".join(lines)
+
+
+def loop_cycles(found: Sequence[LayerCount], processor: str) -> float:
+    """Cycles of all multiplying inner loops of a network, by llvm-mca's model of a processor."""
+    return sum(x.cycles.get(processor, 0.0) for x in found)
 
 
 def mac_rates(
     program: Path, symbols: Sequence[Symbol], blocks: Sequence[Block], processors: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Multiply-accumulates a cycle of the hottest multiplying loop of every function."""
+) -> dict[str, LoopRates]:
+    """The hottest multiplying loop of every function."""
     disassemble = ["aarch64-linux-gnu-objdump", "--disassemble", "--no-show-raw-insn"]
-    rates: dict[str, dict[str, float]] = {}
+    rates: dict[str, LoopRates] = {}
     for symbol in symbols:
         span = [f"--start-address={symbol.start}", f"--stop-address={symbol.stop}"]
         code = read_instructions(run_tool([*disassemble, *span, str(program)]))
         loops = [loop for loop in inner_loops(code, blocks) if loop.macs and loop.executed]
         if loops:
-            rates[symbol.name] = {p: loops[0].macs / cycles(loops[0], p) for p in processors}
+            loop = loops[0]
+            spent = {p: cycles(loop, p) for p in processors}
+            iterations = loop.executed / len(loop.body)
+            rates[symbol.name] = LoopRates(
+                {p: loop.macs / c for p, c in spent.items()},
+                {p: iterations * c for p, c in spent.items()},
+            )
     return rates
 
 
@@ -190,19 +225,21 @@ def cpu_description(target: Target) -> str:
 
 
 def measure(
-    net: str, target: Target, processors: Sequence[str], root: Path | None
+    net: str, bits: int, target: Target, processors: Sequence[str], root: Path | None
 ) -> dict[str, Any]:
-    """Counts of one network."""
+    """Counts of one network whose weights and activations have `bits` bits."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *input_shape(net)[1:], generator=generator)
-    quantized = quantize(network(net), images, target=target)
+    config = fxquant.preset(bits, bits)
+    quantized = quantize(network(net), images, config=config, target=target)
     with tempfile.TemporaryDirectory(prefix="fxquant-") as name:
         folder = Path(name)
         counter, image = Counter(folder), images[:1]
         found, total = count_ours(quantized, image, target, processors, counter, folder / "ours")
-        print(f"{net} on {target}\n{table(found, total)}", flush=True)
+        print(f"{net} W{bits}A{bits} on {target}\n{table(found, total)}", flush=True)
         result = {
-            "net": net, "target": target.name, "instructions": total,
+            "net": net, "bits": bits, "target": target.name, "instructions": total,
+            "cycles": {name: loop_cycles(found, name) for name in processors},
             "layers": [asdict(x) for x in found],
         }  # fmt: skip
         if root is not None:
@@ -216,6 +253,10 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Count instructions of aarch64 programs.")
     parser.add_argument("--nets", nargs="+", default=list(NETS), help="torchvision networks")
+    parser.add_argument(
+        "--bits", nargs="+", type=int, choices=range(2, 9), default=[8],
+        help="of weights and activations; several are measured one after the other",
+    )  # fmt: skip
     parser.add_argument("--target", choices=[t.name for t in ARM], default="cortex_a76")
     parser.add_argument(
         "--processors", nargs="*", default=list(PROCESSORS), help="models of llvm-mca"
@@ -225,7 +266,11 @@ def main() -> None:
     options = parser.parse_args()
     target = next(t for t in ARM if t.name == options.target)
     root = options.onnxruntime_root
-    cells = [measure(net, target, options.processors, root) for net in options.nets]
+    cells = [
+        measure(net, bits, target, options.processors, root)
+        for net in options.nets
+        for bits in options.bits
+    ]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(cells, indent=1))
     print(f"wrote {options.output}")

@@ -101,12 +101,16 @@ def test_cycles_of_a_loop() -> None:
 
 def test_table() -> None:
     rates = {"cortex-a55": 12.345}
-    found = [LayerCount("a", "k1", 2_000_000, 125_000, rates), LayerCount("b", "k2", 0, 1000, {})]
+    found = [
+        LayerCount("a", "k1", 2_000_000, 125_000, rates, {"cortex-a55": 162_000.0}),
+        LayerCount("b", "k2", 0, 1000, {}, {}),
+    ]
     lines = table(found, 126_500).splitlines()
-    assert len(lines) == 4 and "cortex-a55" in lines[0]
+    assert len(lines) == 5 and "cortex-a55" in lines[0]
     assert lines[1].split() == ["a", "2.00", "125.0", "0.0625", "12.35", "k1"]
     assert lines[2].split() == ["b", "0.00", "1.0", "k2"]
     assert "0.1 M instructions, 0.0633 per MAC" in lines[3]
+    assert lines[4] == "M cycles of inner loops: cortex-a55 0.16"
 
 
 def test_what_a_core_says_about_itself() -> None:
