@@ -16,6 +16,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,7 @@ class LayerCount:
         macs: Multiply-accumulates.
         instructions: Of one call.
         macs_per_cycle: Of the inner loop, by processor; empty without multiplications.
-        cycles: In the inner loop, of one call, by processor. Fewer than `macs` over
-            `macs_per_cycle` where Winograd saves multiplications.
+        cycles: In all inner loops that multiply, of one call, by processor.
     """
 
     node: str
@@ -69,11 +69,11 @@ class LayerCount:
 
 @dataclass(frozen=True, slots=True)
 class LoopRates:
-    """The hottest multiplying loop of a function, each by processor.
+    """The multiplying loops of a function, by processor.
 
     Attributes:
-        macs_per_cycle: Multiply-accumulates a cycle.
-        cycles: Of all its iterations.
+        macs_per_cycle: Multiply-accumulates a cycle of the hottest one.
+        cycles: Of all iterations of all of them.
     """
 
     macs_per_cycle: Mapping[str, float] = field(default_factory=dict)
@@ -140,7 +140,7 @@ def loop_cycles(found: Sequence[LayerCount], processor: str) -> float:
 def mac_rates(
     program: Path, symbols: Sequence[Symbol], blocks: Sequence[Block], processors: Sequence[str]
 ) -> dict[str, LoopRates]:
-    """The hottest multiplying loop of every function."""
+    """The multiplying loops of every function that has some."""
     disassemble = ["aarch64-linux-gnu-objdump", "--disassemble", "--no-show-raw-insn"]
     rates: dict[str, LoopRates] = {}
     for symbol in symbols:
@@ -148,12 +148,11 @@ def mac_rates(
         code = read_instructions(run_tool([*disassemble, *span, str(program)]))
         loops = [loop for loop in inner_loops(code, blocks) if loop.macs and loop.executed]
         if loops:
-            loop = loops[0]
-            spent = {p: cycles(loop, p) for p in processors}
-            iterations = loop.executed / len(loop.body)
+            spent = {p: [cycles(loop, p) for loop in loops] for p in processors}
+            iterations = [loop.executed / len(loop.body) for loop in loops]
             rates[symbol.name] = LoopRates(
-                {p: loop.macs / c for p, c in spent.items()},
-                {p: iterations * c for p, c in spent.items()},
+                {p: loops[0].macs / each[0] for p, each in spent.items()},
+                {p: sum(map(mul, iterations, each)) for p, each in spent.items()},
             )
     return rates
 
