@@ -69,7 +69,7 @@ def build(program: Program, progress: Callable[[str], None] | None = None) -> Bu
             executable = relax.build(
                 planned, target=llvm_target(program.target), relax_pipeline=after
             )
-        except tvm.error.TVMError as error:
+        except RuntimeError as error:
             raise TargetError(
                 f"code generation for {program.target} failed",
                 why=str(error).strip().splitlines()[-1],

@@ -88,7 +88,7 @@ def llvm_target(target: Target) -> Any:
     _check_processor(target, str(options.get("mcpu", "")))
     try:
         return tvm.target.Target({"kind": "llvm", **options})
-    except (ValueError, RuntimeError, TypeError, tvm.error.TVMError) as error:
+    except (ValueError, RuntimeError, TypeError) as error:
         raise TargetError(
             f"target {target.name!r} is unknown to LLVM",
             where=str(options),

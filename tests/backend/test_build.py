@@ -18,6 +18,7 @@ from fxquant.numerics import reference
 from fxquant.targets import Target
 from tests.backend.integer_nets import NetBuilder, residual_net, windows
 from tests.backend.kernel_harness import require
+from tvm_backend.tvm_api import relax, tvm
 
 HOSTS = (targets.X86_VNNI, targets.X86_AVX512, targets.X86_AVX2, targets.GENERIC)
 
@@ -204,3 +205,26 @@ def test_foreign_code_is_not_called(net) -> None:
 
 def test_host_target_runs_here() -> None:
     require(tvm_backend.host_target())
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise tvm.error.InternalError("first line\nno such register")
+
+
+def test_what_llvm_refuses_is_a_target_error(
+    net: tuple[GraphModule, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relax, "build", _refuse)
+    with pytest.raises(TargetError, match=r"code generation for .* failed[^$]*no such register"):
+        tvm_backend.compile(net[0])
+
+
+def test_what_llvm_refuses_in_a_standalone_library_is_a_target_error(
+    compiled: tvm_backend.Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, generate = tvm.get_global_func, "target.build.llvm"
+    monkeypatch.setattr(
+        tvm, "get_global_func", lambda name, *a: _refuse if name == generate else find(name, *a)
+    )
+    with pytest.raises(TargetError, match=r"code generation for .* failed[^$]*no such register"):
+        compiled.export(tmp_path / "lib", form="standalone")

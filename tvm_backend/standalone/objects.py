@@ -78,7 +78,7 @@ def compile_functions(functions: Mapping[str, Any], target: Target) -> Any:
         with tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
             module = tvm.ir.transform.Sequential(list(BARE_PASSES))(module)
             return tvm.get_global_func("target.build.llvm")(module, device)
-    except tvm.error.TVMError as error:
+    except RuntimeError as error:
         raise TargetError(
             f"code generation for {target} failed",
             why=str(error).strip().splitlines()[-1],
