@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -24,6 +25,7 @@ from tvm_backend.macs.chain import chain_bounds, chain_is_exact
 from tvm_backend.schedule.tiles import plan_tiles, split
 
 CHAINS = (*idioms.PMADDUBSW_256, *idioms.SMLAL_SADALP)
+BOUNDS = ((0, 255), (0, 127), (-128, 127), (-128, -1))  # of activations as stored
 SEVEN_BITS = ("odd", "pointwise", "wide_block", "strided_dilated", "stem", "residual", "grouped",
               "depthwise", "depthwise_odd", "depthwise_5x5", "depthwise_dilated")  # fmt: skip
 
@@ -32,7 +34,7 @@ SEVEN_BITS = ("odd", "pointwise", "wide_block", "strided_dilated", "stem", "resi
 @given(st.sampled_from(CHAINS), st.data())
 def test_bound_is_what_extreme_activations_reach(idiom: MacIdiom, data: st.DataObject) -> None:
     """Against every combination of extreme activations of one int16 element."""
-    low, high = data.draw(st.sampled_from([(0, 255), (0, 127), (-128, 127), (-128, -1)]))
+    low, high = data.draw(st.sampled_from(BOUNDS))
     codes = np.array(data.draw(st.lists(st.integers(-128, 127), min_size=1, max_size=16)))
     codes = np.pad(codes, (0, -len(codes) % idiom.reduction))
     sums = [0]
@@ -48,22 +50,22 @@ def test_bound_is_what_extreme_activations_reach(idiom: MacIdiom, data: st.DataO
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(idioms.PMADDUBSW_256), st.sampled_from([127, 255]), st.integers(0, 1 << 30))
-def test_split_fits_and_adds_up(idiom: MacIdiom, high: int, seed: int) -> None:
+@given(st.sampled_from(CHAINS), st.sampled_from(BOUNDS), st.integers(0, 1 << 30))
+def test_split_fits_and_adds_up(idiom: MacIdiom, bounds: tuple[int, int], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    codes = rng.integers(-128, 128, (3, 8, 12, 5)).astype(np.int8)  # [V, L, E, taps]
-    main, rest = split_codes(codes.swapaxes(2, 3), idiom, high)
-    assert chain_is_exact(main, idiom, 0, high)
+    codes = rng.integers(-128, 128, (3, idiom.lanes, 12, 5)).astype(np.int8)  # [V, L, E, taps]
+    main, rest = split_codes(codes.swapaxes(2, 3), idiom, *bounds)
+    assert chain_is_exact(main, idiom, *bounds)
     assert (main.astype(int) + rest == codes.swapaxes(2, 3)).all()
 
-    packed, steps = rest_of(codes, split(3, 2), idiom, high)
+    packed, steps = rest_of(codes, split(3, 2), idiom, *bounds)
     total = packed.astype(int)
     for block, tap, channel, weights in zip(
         steps.block, steps.tap, steps.channel, steps.weights, strict=True
     ):
-        assert chain_is_exact(weights, replace(idiom, chain=1), 0, high)
+        assert chain_is_exact(weights, replace(idiom, chain=1), *bounds)
         vectors = total[2 * block : 2 * block + 2]
-        vectors[:, :, channel : channel + 4, tap] += weights[: len(vectors)]
+        vectors[:, :, channel : channel + idiom.reduction, tap] += weights[: len(vectors)]
     assert (total == codes).all()
 
 
@@ -89,10 +91,10 @@ def test_seven_bits_equal_reference(target: Target, case: Case) -> None:
     assert kernel.name.endswith(tuple(idiom.name for idiom in target.chains))
 
 
-AT_THE_BOUND = Case("at_the_bound", 16, 24, 3, 5, kernel=(1, 3), padding=(0, 0, 1, 1))
+AT_THE_BOUND = Case("at_the_bound", 64, 24, 3, 5, kernel=(1, 3), padding=(0, 0, 1, 1))
 
 
-def _at_the_bound() -> Numbers:
+def _unsigned_at_the_bound() -> Numbers:
     """Largest activations; pairs whose sum is 128, the most that 255 allows, or 129."""
     numbers = make_numbers(AT_THE_BOUND)
     weight = torch.zeros_like(numbers.weight)
@@ -102,36 +104,68 @@ def _at_the_bound() -> Numbers:
     return replace(numbers, weight=weight, x=torch.full_like(numbers.x, 255))
 
 
-def _wrong_accumulators() -> int:
+def _signed_at_the_bound() -> Numbers:
+    """Smallest stored activations, -128; even channels whose sum is 255, the most, or 256."""
+    numbers = make_numbers(AT_THE_BOUND)
+    weight = torch.zeros_like(numbers.weight)
+    weight[:, :8:2] = torch.tensor([64, 64, 64, 63], dtype=torch.int8)[:, None, None]
+    weight[3, 6], weight[17, 6] = 64, 64
+    weight[5], weight[6] = -weight[4], -weight[3]
+    return replace(numbers, weight=weight, x=torch.zeros_like(numbers.x))
+
+
+def _only_fours(target: Target) -> Target:
+    """The target without chains of other lengths."""
+    return replace(target, chains=tuple(c for c in target.chains if c.chain == 4))
+
+
+AT_BOUNDS = pytest.mark.parametrize(
+    ("target", "numbers"),
+    [
+        (X86_AVX2, _unsigned_at_the_bound),
+        pytest.param(_only_fours(CORTEX_A53), _signed_at_the_bound, marks=pytest.mark.qemu),
+        pytest.param(_only_fours(ARMV7_NEON), _signed_at_the_bound, marks=pytest.mark.qemu),
+    ],
+    ids=["avx2", "armv8", "armv7"],
+)
+
+
+def _wrong_accumulators(target: Target, n: Numbers) -> int:
     """How many accumulators of that layer differ from the reference."""
-    case, n = AT_THE_BOUND, _at_the_bound()
-    problem = case.problem(X86_AVX2)
+    case = AT_THE_BOUND
+    problem = case.problem(target)
     problem = replace(problem, output=replace(problem.output, dtype="int32"))
     kernel = conv2d_accumulate_kernel(
-        problem, weight=n.weight.numpy(), bias=n.bias.numpy(), target=X86_AVX2
+        problem, weight=n.weight.numpy(), bias=n.bias.numpy(), target=target
     )
-    assert "pmaddubsw" in kernel.name
+    assert kernel.name.endswith(tuple(idiom.name for idiom in target.chains))
     x = to_storage(n.x, problem.source, case.input_zero_point)
-    result = run_kernel(kernel, X86_AVX2, x, abi=Abi.BARE)
+    result = run_kernel(kernel, target, x, abi=Abi.BARE)
     got = from_storage(result, problem.output, case.output_shape)
     expected = reference.conv2d_accumulate(n.x, n.weight, n.bias, **case.window())
     return int((got != expected).sum())
 
 
-def test_weights_beyond_the_bound_are_extra_steps() -> None:
-    assert _wrong_accumulators() == 0
-    kernel = check(AT_THE_BOUND, X86_AVX2, _at_the_bound())
+@AT_BOUNDS
+def test_weights_beyond_the_bound_are_extra_steps(
+    target: Target, numbers: Callable[[], Numbers]
+) -> None:
+    assert _wrong_accumulators(target, numbers()) == 0
+    kernel = check(AT_THE_BOUND, target, numbers())
     assert "_rest" in kernel.name
 
 
-def test_a_bound_off_by_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One more code than int16 holds saturates."""
+@AT_BOUNDS
+def test_a_bound_off_by_one_is_noticed(
+    target: Target, numbers: Callable[[], Numbers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more code than int16 holds saturates, or wraps around."""
 
     class Wrong:
         max, min = 32767 + 255, -32768 - 255
 
     monkeypatch.setattr(conv_rest, "INT16", Wrong)
-    assert _wrong_accumulators() > 0
+    assert _wrong_accumulators(target, numbers()) > 0
 
 
 def test_many_offending_weights_fall_back_to_wide_products() -> None:

@@ -111,8 +111,8 @@ def _scheduled(
     channels = slot_channels(blocks, stage, lanes)
     codes = slot_codes(problem, weight, channels, reduction, mac)
     constants, suffix = [], ""
-    if mac.idiom.chain and not problem.input_bounds[0]:
-        codes, rest = rest_of(codes, blocks.spans, mac.idiom, problem.input_qmax)
+    if mac.idiom.chain and problem.groups == 1:
+        codes, rest = rest_of(codes, blocks.spans, mac.idiom, *problem.input_bounds)
         if rest.steps:
             constants = rest.constants(problem)
             suffix = f"_rest{len(constants[1][1])}"
@@ -146,12 +146,10 @@ def _plans(
     if mac.idiom.chain:
         channels = np.arange(vectors * lanes).reshape(-1, lanes)
         codes = slot_codes(problem, weight, channels, reduction, mac)
-        if low or problem.groups > 1:
-            # Extra steps are for unsigned activations and vectors that share their channels.
-            if not chain_is_exact(codes.swapaxes(2, 3), mac.idiom, low, high):
-                return []
-        else:
-            fraction = rest_fraction(codes, mac.idiom, high)
+        if problem.groups == 1:
+            fraction = rest_fraction(codes, mac.idiom, low, high)
+        elif not chain_is_exact(codes.swapaxes(2, 3), mac.idiom, low, high):
+            return []  # extra steps are for vectors that share their channels
     output, steps = problem.output, reduction.steps * problem.taps
     shared, rest = problem.groups == 1, round(fraction, 3)
     plans = [

@@ -12,7 +12,7 @@ Constants of the kernel, for blocks of `vectors` vectors:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,29 +67,44 @@ class Rest:
         ]
 
 
-def split_codes(codes: np.ndarray, idiom: MacIdiom, high: int) -> tuple[np.ndarray, np.ndarray]:
+def split_codes(
+    codes: np.ndarray, idiom: MacIdiom, low: int, high: int
+) -> tuple[np.ndarray, np.ndarray]:
     """`(main, rest)` with `main + rest == codes` and every chain of `main` inside int16.
 
-    Activations are `0..high`: the largest sum comes from the positive codes alone, the smallest
-    from the negative ones, and each is brought into int16 by itself.
+    Where activations have one sign, the largest sum comes from the codes of one sign alone and the
+    smallest from the others; each is brought into int16 by itself. Where they have both, the
+    magnitudes of all codes together are.
 
     Args:
         codes: int8 `[..., E]`, in the order a lane multiplies them.
         idiom: An idiom with a chain.
-        high: Largest activation as it is multiplied.
+        low: Smallest activation as it is multiplied.
+        high: Largest one.
     """
     elements = as_elements(codes, idiom)  # [..., chains, chain, ELEMENTS, products]
     chains = elements.reshape(-1, *elements.shape[-3:])
     rest = np.zeros_like(chains)
-    for sign, limit in ((1, INT16.max), (-1, -int(INT16.min))):
-        magnitude = np.maximum(sign * chains, 0)
-        sums = magnitude.sum((-3, -1), dtype=np.int32)  # [C, ELEMENTS]
-        some = np.flatnonzero((sums > limit // high).any(-1))
-        if not len(some):
-            continue
-        rest[some] += sign * _excess(magnitude[some].astype(np.int32), limit // high)
+    for kept, largest in _magnitudes(chains, low, high):
+        sums = kept.sum((-3, -1), dtype=np.int32)  # [C, ELEMENTS]
+        some = np.flatnonzero((sums > largest).any(-1))
+        if len(some):
+            excess = _excess(kept[some].astype(np.int32), largest)
+            rest[some] += np.sign(chains[some]) * excess
     flat = rest.reshape(*codes.shape[:-1], -1)[..., : codes.shape[-1]]
     return (codes - flat).astype(np.int8), flat.astype(np.int8)
+
+
+def _magnitudes(chains: np.ndarray, low: int, high: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Magnitudes of the codes that make a sum together, and the most that they may add up to."""
+    most, least = int(INT16.max), -int(INT16.min)
+    if low < 0 < high:
+        yield np.abs(chains), most // max(-low, high)
+    else:
+        same, other = (most, least) if high > 0 else (least, most)
+        largest = max(high, -low, 1)
+        yield np.maximum(chains, 0), same // largest
+        yield np.maximum(-chains, 0), other // largest
 
 
 def _excess(magnitude: np.ndarray, largest: int) -> np.ndarray:
@@ -115,7 +130,7 @@ def _take(magnitude: np.ndarray, excess: np.ndarray) -> np.ndarray:
 
 
 def rest_of(
-    codes: np.ndarray, spans: Sequence[Span], idiom: MacIdiom, high: int
+    codes: np.ndarray, spans: Sequence[Span], idiom: MacIdiom, low: int, high: int
 ) -> tuple[np.ndarray, Rest]:
     """The codes that run through the chains, and the extra steps for the others.
 
@@ -123,12 +138,13 @@ def rest_of(
         codes: int8 `[vectors, lanes, E, taps]`, all vectors from the same channel on.
         spans: Runs of equal blocks, in vectors.
         idiom: An idiom with a chain.
-        high: Largest activation.
+        low: Smallest activation as it is multiplied.
+        high: Largest one.
     """
-    main, left = split_codes(codes.transpose(0, 3, 1, 2), idiom, high)  # [V, taps, L, E]
+    main, left = split_codes(codes.transpose(0, 3, 1, 2), idiom, low, high)  # [V, taps, L, E]
     parts = []
     while left.any():
-        part, left = split_codes(left, replace(idiom, chain=1), high)
+        part, left = split_codes(left, replace(idiom, chain=1), low, high)
         parts.append(part)
     per_step, lanes = idiom.reduction, idiom.lanes
     blocks = [(s.first + i * s.step, s.step) for s in spans for i in range(s.count)]
@@ -146,12 +162,12 @@ def rest_of(
     return main.transpose(0, 2, 3, 1), Rest(block, tap, channel, weights, len(blocks))
 
 
-def rest_fraction(codes: np.ndarray, idiom: MacIdiom, high: int) -> float:
+def rest_fraction(codes: np.ndarray, idiom: MacIdiom, low: int, high: int) -> float:
     """Share of the reduction steps of a vector that need an extra one; arguments as `rest_of`.
 
     An estimate, from a few vectors.
     """
     sample = codes[:: -(-len(codes) // _SAMPLED)]
-    _, rest = split_codes(sample.transpose(0, 3, 1, 2), idiom, high)
+    _, rest = split_codes(sample.transpose(0, 3, 1, 2), idiom, low, high)
     steps = rest.reshape(*rest.shape[:3], -1, idiom.reduction).any((2, 4))  # [V, taps, steps]
     return float(steps.mean())
