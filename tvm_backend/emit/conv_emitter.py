@@ -9,7 +9,6 @@ padding ordinary memory, so a pixel's window is base + constant.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tvm_backend.emit.conv_loops import TileAt, Window, visit_tiles
@@ -19,6 +18,7 @@ from tvm_backend.emit.conv_pack import (
 )
 from tvm_backend.emit.conv_prefetch import is_streamed, prefetch_share
 from tvm_backend.emit.conv_problem import ConvProblem
+from tvm_backend.emit.conv_products import Activations, WeightVectors, multiply
 from tvm_backend.emit.conv_staging import Staging, is_staged, visit_staged
 from tvm_backend.emit.conv_weights import WeightForm
 from tvm_backend.emit.epilogue import OutputStage
@@ -198,58 +198,8 @@ class GemmEmitter:
         if self.streamed:
             block = self.reduction.steps * self.problem.taps * stored * self.per_vector
             prefetch_share(buffer, at, self.tile, self.problem.output, w + block, nbytes)
+        weights = WeightVectors(self.mac, self.form, buffer, w, vectors)
         size = max(self.mac.idiom.chain, 1)
         for first in range(0, count, size):
             chain = range(first, min(first + size, count))
-
-            def operands(m: int, chain: range = chain) -> list[list[Any]]:
-                return [[T.Bind(steps[k]) for k in chain] for steps in tiles[m]]
-
-            loaded: dict[int, list[list[Any]]] = {}
-
-            def weights(v: int, chain: range = chain, loaded: dict = loaded) -> list[Any]:
-                shared = self.form.shared(v, vectors)  # these come out of one vector of memory
-                if shared.start not in loaded:
-                    at = w + shared.start // self.form.density * self.per_vector
-                    loaded[shared.start] = [
-                        self.form.load(
-                            self.mac, buffer, at + k * (stored * self.per_vector), len(shared)
-                        )
-                        for k in chain
-                    ]
-                return [step[v - shared.start] for step in loaded[shared.start]]
-
-            self._multiply(acc, len(tiles), vectors, operands, weights)
-
-    def _multiply(
-        self, acc: Any, groups: int, vectors: int, operands: Callable[[int], list[list[Any]]],
-        weights: Callable[[int], list[Any]],
-    ) -> None:  # fmt: skip
-        """One chain or step. What registers hold is loaded first, the rest when it is used.
-
-        Args:
-            acc: Accumulators.
-            groups: Groups of pixels.
-            vectors: Vectors of output channels.
-            operands: Activations of a group: one list, or one for each vector.
-            weights: Those of a vector.
-        """
-
-        def step(m: int, v: int, found: list[list[Any]], factors: list[Any]) -> None:
-            index = m * vectors + v
-            activations = found[v if len(found) > 1 else 0]
-            value = self.mac.multiply_accumulate(acc[index], activations, factors)
-            T.buffer_store(acc, value, [index])
-
-        if holds_activations(self.mac.idiom):
-            held = [operands(m) for m in range(groups)]
-            for v in range(vectors):
-                factors = weights(v)
-                for m in range(groups):
-                    step(m, v, held[m], factors)
-        else:
-            kept = [weights(v) for v in range(vectors)]
-            for m in range(groups):
-                found = operands(m)
-                for v in range(vectors):
-                    step(m, v, found, kept[v])
+            multiply(self.mac, acc, Activations(tiles), weights, chain)

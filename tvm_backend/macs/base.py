@@ -69,6 +69,19 @@ class RowMac(Mac, Protocol):
 
 
 @runtime_checkable
+class StepMac(Mac, Protocol):
+    """A Mac whose chains can be built step by step, those of all accumulators side by side."""
+
+    def extend(self, total: Any | None, activation: Any, weight: Any) -> Any:
+        """The sum of a chain and one more product; `total` is None at its first step."""
+        ...
+
+    def finish(self, acc: Any, total: Any) -> Any:
+        """The accumulator and the sum of a chain."""
+        ...
+
+
+@runtime_checkable
 class MatrixMac(Mac, Protocol):
     """A Mac of `idiom.pixels` pixels: every step multiplies them all by the same weights.
 

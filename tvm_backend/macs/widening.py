@@ -53,21 +53,26 @@ class WideningMultiply:
         registers = [T.reinterpret("int8x16", pair) for pair in pairs]
         return [shuffle([r], range(i, i + 8)) for r in registers for i in (0, 8)]
 
+    def extend(self, total: Any | None, activation: Any, weight: Any) -> Any:
+        """A widening multiply; added to the chain without another instruction."""
+        product = T.cast(activation, "int16x8") * T.cast(weight, "int16x8")
+        return product if total is None else total + product
+
+    def finish(self, acc: Any, total: Any) -> Any:
+        """A pairwise widening addition."""
+        if self.accumulates:
+            return llvm("int32x4", self.pairwise_add, acc, total)
+        return acc + llvm("int32x4", self.pairwise_add, total)
+
     def multiply_accumulate(
         self, acc: Any, activations: Sequence[Any], weights: Sequence[Any]
     ) -> Any:
         """A widening multiply a step, an add-accumulate a chain."""
-        products = [
-            T.cast(a, "int16x8") * T.cast(w, "int16x8")
-            for a, w in zip(activations, weights, strict=True)
-        ]
         size = max(self.idiom.chain, 1)
-        for first in range(0, len(products), size):
-            total = products[first]
-            for product in products[first + 1 : first + size]:
-                total = total + product
-            if self.accumulates:
-                acc = llvm("int32x4", self.pairwise_add, acc, total)
-            else:
-                acc = acc + llvm("int32x4", self.pairwise_add, total)
+        for first in range(0, len(weights), size):
+            total = None
+            steps = slice(first, first + size)
+            for a, w in zip(activations[steps], weights[steps], strict=True):
+                total = self.extend(total, a, w)
+            acc = self.finish(acc, total)
         return acc

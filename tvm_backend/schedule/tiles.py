@@ -87,6 +87,10 @@ class MacCost:
         streamed_from: Bytes of weights from which a kernel visits one channel block after the other
             and asks for the next block's weights (`emit/conv_prefetch.py`). None if it never asks:
             multiplications are too slow to wait for memory, or nothing was measured.
+        overlapped: Registers an operand takes where a product of every accumulator is in flight and
+            operands last for one step; 0 for other idioms.
+        widest: Vectors of a tile of several pixels at most.
+        rest: Cycles of an extra step (`emit/conv_rest.py`) besides its arithmetic.
     """
 
     instructions: float = 2
@@ -99,6 +103,9 @@ class MacCost:
     registers: int = 1
     beside: float = 0
     streamed_from: int | None = None
+    overlapped: float = 0
+    widest: int = 4
+    rest: float = 2
 
 
 _FINISH_256 = (5.0, 3.5, 2.0)
@@ -132,20 +139,30 @@ _COSTS = {
     # Measured on AVX2; with 512 bits widening has a port of its own less, as derived above.
     idioms.PMADDWD_S16_512: MacCost(1.32, conversions=(1, 0.05)),
     idioms.PMADDWD_S16_256: MacCost(1.32, conversions=(0.3, 0.05), finish=_FINISH_256),
+    # Counted in compiled loops: an activation takes an address and a load, on ARMv8 two weight
+    # vectors one load; an extra step takes as many instructions as two others.
     **{
         idiom: MacCost(
             1 + 1 / max(idiom.chain, 1),
-            conversions=(1, 1),
-            temporaries=3,
+            conversions=(0.5, 2),
             unpack=2,
             streamed=_LPDDR3,
+            overlapped=1,
+            widest=6,
+            rest=14,
         )
-        for idiom in (
-            idioms.SMULL_SADALP,
-            *idioms.SMLAL_SADALP,
-            idioms.VMULL_VPADAL,
-            *idioms.VMLAL_VPADAL,
+        for idiom in (idioms.SMULL_SADALP, *idioms.SMLAL_SADALP)
+    },
+    **{
+        idiom: MacCost(
+            1 + 1 / max(idiom.chain, 1),
+            conversions=(1, 3),
+            unpack=2,
+            streamed=_LPDDR3,
+            overlapped=0.5,
+            rest=14,
         )
+        for idiom in (idioms.VMULL_VPADAL, *idioms.VMLAL_VPADAL)
     },
     **{
         idiom: MacCost(instructions=1, temporaries=0, held_steps=4, unpack=2, streamed=_LPDDR4)
@@ -160,7 +177,6 @@ _SINGLE_STEP = _CHAIN_INSTRUCTIONS[1]
 LATENCY = 5  # cycles of a multiply-accumulate
 PER_CYCLE = 2  # arithmetic instructions, and loads, started in a cycle
 TILE_OVERHEAD = 12  # cycles to start a tile
-REST_OVERHEAD = 2  # cycles of an extra step besides its arithmetic
 REST_START = 8  # cycles of a tile's loop over extra steps: its length is hard to predict
 WEIGHTS_IN_CACHE = 1 << 19  # bytes of weights that are cheap to stream again for each pixel tile
 LARGEST_ROW_BLOCK = 8  # vectors of a tile of one pixel: enough to hide the latency
@@ -187,6 +203,9 @@ def _fits(mac: MacIdiom, pixels: int, vectors: int) -> bool:
     """Accumulators, operands and temporaries fit the registers."""
     cost = cost_of(mac)
     groups = -(-pixels // mac.pixels)
+    if cost.overlapped:
+        operands = cost.overlapped * (vectors + pixels)
+        return 2 * pixels * vectors + operands <= mac.registers
     # Held activations: every pixel has a register, and weights pass through one after the other.
     held = min(max(mac.chain, 1), 3)  # weight vectors of a chain that stay in registers
     operands = groups * mac.pixels if holds_activations(mac) or pixels == 1 else vectors * held
@@ -223,14 +242,15 @@ def _cycles(
         traffic = stored * mac.lanes * mac.reduction / cost.streamed + arithmetic / 100
     step = max(arithmetic / PER_CYCLE, loads / PER_CYCLE, LATENCY, traffic) + loads * cost.beside
     extra = 1 - (1 - rest) ** vectors  # a step is repeated for all vectors of a block
-    single = max(dots * _SINGLE_STEP / PER_CYCLE, LATENCY, traffic) + REST_OVERHEAD
+    alone = dots * _SINGLE_STEP + conversions
+    single = max(alone / PER_CYCLE, LATENCY, traffic) + cost.rest
     finish = finish_cycles(cost, vectors)
     overhead = TILE_OVERHEAD + (REST_START if rest else 0)
     return steps * (step + extra * single) + pixels * finish + overhead
 
 
 def _candidates(mac: MacIdiom, rows: int, cols: int, vectors: int) -> list[tuple[int, int, int]]:
-    widest = min(vectors, 4 if rows * cols > 1 else LARGEST_ROW_BLOCK)
+    widest = min(vectors, cost_of(mac).widest if rows * cols > 1 else LARGEST_ROW_BLOCK)
     return [
         (th, tw, nb)
         for th in range(1, min(rows, 4) + 1)
