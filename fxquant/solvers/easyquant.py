@@ -173,8 +173,6 @@ class _View:
         adds = any(name in bound for name in layer.definition.summed)
         clamp = None if adds else bound.get("clamp")
         target = _run(layer, sample_patches(layer, x, limit), layer.weight, layer.bias, clamp)
-        if clamp is not None:
-            target = _within_bounds(layer, target)
         return cls(layer, sample_patches(layer, x_q, limit), target, clamp,
                    layer.start.dequantize())  # fmt: skip
 
@@ -218,16 +216,18 @@ def sample_patches(layer: Layer, chunks: Sequence[Tensor], limit: int) -> Tensor
 
 
 def _run(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor, clamp: Clamp | None) -> Tensor:
-    """The layer's result on patches x, `[G, P, O/G]`."""
+    """The layer's result on patches x, `[G, P, O/G]`, inside the clamp of each channel.
+
+    On integers the grid of the result ends there (see ir/floats.py).
+    """
     matrix = weight.reshape(layer.groups, len(weight) // layer.groups, -1).transpose(1, 2)
-    return apply_clamp(x @ matrix + bias.reshape(layer.groups, 1, -1), clamp)
-
-
-def _within_bounds(layer: Layer, target: Tensor) -> Tensor:
-    """A float result `[G, P, O/G]` inside the clamp of each channel."""
+    result = x @ matrix + bias.reshape(layer.groups, 1, -1)
+    if clamp is None:
+        return result
     shape = (layer.groups, 1, -1)
     bounds = [b if b is None else b.reshape(shape) for b in channel_bounds(layer.node)]
-    return target if bounds == [None, None] else target.clamp(*bounds)
+    result = apply_clamp(result, clamp)
+    return result if bounds == [None, None] else result.clamp_(*bounds)
 
 
 class _Plain:

@@ -152,7 +152,7 @@ def test_a_clamp_counts_unless_something_is_added_before() -> None:
     assert FEW.solve_layer(problem, RNG).losses[0] > 0
 
 
-def test_the_target_of_an_equalized_layer_has_the_clamp_of_each_channel() -> None:
+def test_an_equalized_layer_has_the_clamp_of_each_channel() -> None:
     problem = make_problem("plain")
     layer, low, high = problem.layer, 0.0, 2.0
     layer.node.kwargs = {**layer.node.kwargs, "clamp": (low, high)}
@@ -165,8 +165,8 @@ def test_the_target_of_an_equalized_layer_has_the_clamp_of_each_channel() -> Non
             (problem.quantized_operands, layer.start.dequantize()),
         )
     )
-    target = torch.minimum(target, high / factors).transpose(0, 1)
-    expected = [one_minus_cosine(t, s) for t, s in zip(target, start.transpose(0, 1), strict=True)]
+    target, start = (torch.minimum(x, high / factors).transpose(0, 1) for x in (target, start))
+    expected = [one_minus_cosine(t, s) for t, s in zip(target, start, strict=True)]
     assert ALL.solve_layer(problem, RNG).losses[0] == pytest.approx(sum(expected) / 4, rel=1e-4)
 
 
