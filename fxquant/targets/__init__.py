@@ -3,11 +3,12 @@
 from fxquant.targets.arm import ARMV7_NEON, CORTEX_A53, CORTEX_A55, CORTEX_A76, NEOVERSE_V1
 from fxquant.targets.base import MacIdiom, Target
 from fxquant.targets.generic import GENERIC
-from fxquant.targets.x86 import X86_AVX2, X86_AVX512, X86_VNNI
+from fxquant.targets.x86 import X86_AVX2, X86_AVX512, X86_AVX_VNNI, X86_VNNI
 
 ALL = (
     X86_VNNI,
     X86_AVX512,
+    X86_AVX_VNNI,
     X86_AVX2,
     GENERIC,
     CORTEX_A53,
@@ -27,6 +28,7 @@ __all__ = [
     "NEOVERSE_V1",
     "X86_AVX2",
     "X86_AVX512",
+    "X86_AVX_VNNI",
     "X86_VNNI",
     "MacIdiom",
     "Target",

@@ -5,6 +5,7 @@ from dataclasses import replace
 from fxquant.targets.base import MacIdiom
 
 VPDPBUSD_512 = MacIdiom("vpdpbusd_512", 16, 4, signed_activations=False, registers=32)
+VPDPBUSD_256 = MacIdiom("vpdpbusd_256", 8, 4, signed_activations=False, registers=16)
 PMADDWD_512 = MacIdiom("pmaddwd_512", 16, 2, signed_activations=False, registers=32)
 PMADDWD_256 = MacIdiom("pmaddwd_256", 8, 2, signed_activations=False, registers=16)
 PMADDWD_S16_512 = MacIdiom("pmaddwd_s16_512", 16, 2, True, registers=32, activation_bits=16)
@@ -31,6 +32,7 @@ VMLAL_VPADAL = _chains(VMULL_VPADAL, "vmlal_vpadal", 2, 8, 4, 2)
 
 ALL = (
     VPDPBUSD_512,
+    VPDPBUSD_256,
     PMADDWD_512,
     PMADDWD_256,
     PMADDWD_S16_512,

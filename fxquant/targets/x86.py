@@ -1,4 +1,4 @@
-"""x86-64 with AVX2, AVX-512 and AVX512-VNNI."""
+"""x86-64 with AVX2, AVX-VNNI, AVX-512 and AVX512-VNNI."""
 
 from fxquant.targets.base import Target
 from fxquant.targets.idioms import (
@@ -6,6 +6,7 @@ from fxquant.targets.idioms import (
     PMADDUBSW_512,
     PMADDWD_256,
     PMADDWD_512,
+    VPDPBUSD_256,
     VPDPBUSD_512,
 )
 
@@ -23,6 +24,13 @@ X86_AVX512 = Target(
     512,
     requires=("avx512f", "avx512bw", "avx512vl"),
     chains=PMADDUBSW_512,
+)
+X86_AVX_VNNI = Target(
+    "x86_avx_vnni",
+    (("mtriple", "x86_64-linux-gnu"), ("mcpu", "alderlake")),
+    VPDPBUSD_256,
+    256,
+    requires=("avx2", "avx_vnni"),
 )
 X86_AVX2 = Target(
     "x86_avx2",

@@ -18,6 +18,7 @@ from fxquant.targets import (
     NEOVERSE_V1,
     X86_AVX2,
     X86_AVX512,
+    X86_AVX_VNNI,
     X86_VNNI,
     Target,
 )
@@ -35,7 +36,7 @@ from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE, image
 from tvm_backend.schedule.tiles import Tile
 from tvm_backend.schedule.winograd import WinogradPlan
 
-HOST = [X86_VNNI, X86_AVX512, X86_AVX2, GENERIC]
+HOST = [X86_VNNI, X86_AVX512, X86_AVX_VNNI, X86_AVX2, GENERIC]
 ARM = [CORTEX_A53, CORTEX_A76, NEOVERSE_V1, ARMV7_NEON]
 BOTH = [
     *HOST,

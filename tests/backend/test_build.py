@@ -20,7 +20,9 @@ from tests.backend.integer_nets import NetBuilder, residual_net, windows
 from tests.backend.kernel_harness import require
 from tvm_backend.tvm_api import relax, tvm
 
-HOSTS = (targets.X86_VNNI, targets.X86_AVX512, targets.X86_AVX2, targets.GENERIC)
+HOSTS = (
+    targets.X86_VNNI, targets.X86_AVX512, targets.X86_AVX_VNNI, targets.X86_AVX2, targets.GENERIC,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

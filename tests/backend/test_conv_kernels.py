@@ -20,6 +20,7 @@ from fxquant.targets import (
     NEOVERSE_V1,
     X86_AVX2,
     X86_AVX512,
+    X86_AVX_VNNI,
     X86_VNNI,
     Target,
 )
@@ -37,6 +38,7 @@ from tests.backend.conv_cases import (
     make_numbers,
 )
 from tests.backend.kernel_harness import (
+    compile_bare,
     from_storage,
     largest_loop,
     run_kernel,
@@ -90,6 +92,19 @@ def test_kernels_over_the_network_input_do_not_spill(kernel: int) -> None:
     products = assembly[: assembly.rindex("vpdpbusd")].splitlines()
     spilled = [line for line in products if re.search(r"%zmm\d+, -?\d*\(%rsp", line)]
     assert len(spilled) <= 2
+
+
+def test_avx_vnni_needs_no_avx512() -> None:
+    """`vpdpbusd` on 256 bits, registers 0 to 15."""
+    case, n = CASES[0], make_numbers(CASES[0])
+    kernel = conv2d_kernel(
+        case.problem(X86_AVX_VNNI), weight=n.weight.numpy(), bias=n.bias.numpy(),
+        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=X86_AVX_VNNI,
+    )  # fmt: skip
+    assembly = compile_bare(kernel, X86_AVX_VNNI).inspect_source("asm")
+    lines = [line for line in assembly.splitlines() if "vpdpbusd\t" in line]
+    assert lines and all("{vex}" in line and "ymm" in line for line in lines)
+    assert "zmm" not in assembly and "ymm16" not in assembly
 
 
 @pytest.mark.parametrize("name", ["odd", "residual", "depthwise"])

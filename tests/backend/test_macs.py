@@ -14,6 +14,7 @@ from fxquant.targets import (
     NEOVERSE_V1,
     X86_AVX2,
     X86_AVX512,
+    X86_AVX_VNNI,
     X86_VNNI,
     MacIdiom,
     Target,
@@ -109,7 +110,7 @@ def _check_all(target: Target) -> None:
             _check(target, mac, steps)
 
 
-@pytest.mark.parametrize("target", [X86_VNNI, X86_AVX512, X86_AVX2, GENERIC], ids=str)
+@pytest.mark.parametrize("target", [X86_VNNI, X86_AVX512, X86_AVX_VNNI, X86_AVX2, GENERIC], ids=str)
 def test_host_mac_equals_description(target: Target) -> None:
     _check_all(target)
 

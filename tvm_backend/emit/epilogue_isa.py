@@ -273,6 +273,7 @@ class Portable(_NaturalOrder):
 
 _ISAS: dict[MacIdiom, EpilogueIsa] = {
     idioms.VPDPBUSD_512: X86(16),
+    idioms.VPDPBUSD_256: X86(8),
     idioms.PMADDWD_512: X86(16),
     idioms.PMADDWD_256: X86(8),
     idioms.SDOT: Neon(),

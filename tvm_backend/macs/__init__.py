@@ -13,15 +13,17 @@ from tvm_backend.macs import (
     smull_sadalp,
     usdot,
     vmull_vpadal,
+    vpdpbusd_256,
+    vpdpbusd_512,
     widen_s16,
 )
 from tvm_backend.macs.base import Mac
 from tvm_backend.macs.usmmla import Usmmla
-from tvm_backend.macs.vpdpbusd_512 import Vpdpbusd512
 from tvm_backend.macs.widen import Widen
 
 MACS: dict[MacIdiom, Mac] = {
-    idioms.VPDPBUSD_512: Vpdpbusd512(),
+    idioms.VPDPBUSD_512: vpdpbusd_512.MAC,
+    idioms.VPDPBUSD_256: vpdpbusd_256.MAC,
     idioms.PMADDWD_512: pmaddwd_512.MAC,
     idioms.PMADDWD_256: pmaddwd_256.MAC,
     idioms.PMADDWD_S16_512: pmaddwd_s16.MAC_512,

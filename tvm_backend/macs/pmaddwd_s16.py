@@ -41,6 +41,7 @@ MACS = {
     idioms.PMADDWD_256: MAC_256,
     idioms.PMADDWD_512: MAC_512,
     idioms.VPDPBUSD_512: MAC_512,
+    idioms.VPDPBUSD_256: MAC_256,
 }
 
 

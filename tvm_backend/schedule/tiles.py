@@ -133,6 +133,10 @@ _COSTS = {
         beside=0.3,
         streamed_from=1 << 16,
     ),
+    # As counted: half as many registers, so that tiles load more for a multiplication.
+    idioms.VPDPBUSD_256: MacCost(
+        instructions=1, temporaries=0, unpack=2.5, finish=_FINISH_256, beside=0.3
+    ),
     idioms.PMADDWD_512: MacCost(1.6, conversions=(1, 1)),
     # Measured: widening a weight vector is part of its load and costs nothing.
     idioms.PMADDWD_256: MacCost(1.6, conversions=(0, 1), finish=_FINISH_256),
