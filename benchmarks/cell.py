@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,10 +19,13 @@ from torch import Tensor, nn
 import fxquant
 from benchmarks import peers
 from benchmarks.models import input_shape, network, quantize
+from fxquant import targets
 from fxquant.inspection import interleaved
 from fxquant.onnx import qdq_model
 
 ENGINES = ("ours", "torch_fp32", "onnxruntime_int8", "openvino_int8")
+# Kernels for another target that this machine can run, by the target's name.
+OURS_FOR = {f"ours:{t.name}": t for t in targets.ALL if t.is_x86}
 OURS_INT7 = "ours_int7"  # another network: timed, not compared; only when asked for
 MAY_SATURATE = ("openvino_int8",)  # without VNNI sums of two products saturate at int16
 # An engine computes the same network if it is as close to the Q/DQ graph as this, in dB, or about
@@ -60,6 +64,8 @@ def measure(
         "onnxruntime_int8": lambda: peers.onnx_runtime(qdq_model(quantized, (images,)), threads),
         "openvino_int8": lambda: peers.openvino(qdq_model(quantized, None), threads),
     }
+    for name, target in OURS_FOR.items():
+        makers[name] = partial(peers.tvm, quantized, threads, target)
     built = {name: makers[name]() for name in engines}
     same = {name: engine for name, engine in built.items() if name != OURS_INT7}
     agreement = _agreement(net, quantized, model, same, x)

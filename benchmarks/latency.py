@@ -5,7 +5,8 @@
 The int8 engines get the same weight codes and grids, as an ONNX QDQ model. Each cell (network,
 threads, batch) is a process of its own, in which the engines take turns; see
 fxquant/inspection/timing.py. Times are of a whole batch.
-Ratios above 1 mean that this project is faster.
+Ratios above 1 mean that this project is faster. `ours:x86_avx2` and the like are kernels for
+another target that this machine can run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cell import ENGINES, OURS_INT7, environment
+from benchmarks.cell import ENGINES, OURS_FOR, OURS_INT7, environment
 from tvm_backend.devices import cpu_name
 
 NETS = ("resnet18", "resnet50", "mobilenet_v2", "squeezenet1_1", "googlenet")
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images at once")
     parser.add_argument(
-        "--engines", nargs="+", choices=(*ENGINES, OURS_INT7), default=list(ENGINES),
+        "--engines", nargs="+", choices=(*ENGINES, OURS_INT7, *OURS_FOR), default=list(ENGINES),
         help="the first is the base of the ratios",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("build/latency.json"))

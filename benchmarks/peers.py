@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.model import Quantized
+from fxquant.targets import Target
 from tvm_backend.devices import cpu_flags
 
 Engine = Callable[[Tensor], np.ndarray]
@@ -65,9 +66,9 @@ def openvino(model: bytes, threads: int) -> Engine:
     return lambda x: request.infer([x.numpy()], share_inputs=True)[0]
 
 
-def tvm(quantized: Quantized, threads: int) -> Engine:
-    """This project's kernels."""
+def tvm(quantized: Quantized, threads: int, target: Target | None = None) -> Engine:
+    """This project's kernels, for this machine or for a target it can run."""
     import tvm_backend
 
-    compiled = tvm_backend.compile(quantized, threads=threads)
+    compiled = tvm_backend.compile(quantized, target, threads=threads)
     return lambda x: compiled(x).numpy()
