@@ -16,7 +16,13 @@ from fxquant.errors import TargetError
 from fxquant.numerics import reference
 from fxquant.targets import ARMV7_NEON, CORTEX_A53, X86_AVX2, X86_AVX512, MacIdiom, Target, idioms
 from tests.backend.conv_cases import CASES, RESIDUAL, Case, Numbers, check, make_numbers
-from tests.backend.kernel_harness import compile_bare, from_storage, run_kernel, to_storage
+from tests.backend.kernel_harness import (
+    compile_bare,
+    from_storage,
+    largest_loop,
+    run_kernel,
+    to_storage,
+)
 from tvm_backend.emit import conv_rest
 from tvm_backend.emit.conv import conv2d_accumulate_kernel, conv2d_kernel
 from tvm_backend.emit.conv_rest import rest_of, split_codes
@@ -89,6 +95,23 @@ def test_seven_bits_equal_reference(target: Target, case: Case) -> None:
     case, numbers = _seven_bits(case)
     kernel = check(case, target, numbers, residual=RESIDUAL if case.residual else None)
     assert kernel.name.endswith(tuple(idiom.name for idiom in target.chains))
+
+
+@pytest.mark.parametrize("name", ["smlal_sadalp_x4", "smlal_sadalp_x8"])
+def test_long_chains_do_not_keep_their_weights_on_the_stack(name: str) -> None:
+    """LLVM keeps the order of loads; all weights of a chain at once were most of the registers."""
+    case, n = _seven_bits(Case("late", 384, 96, 4, 14, kernel=(1, 1), padding=(0, 0, 0, 0)))
+    chains = tuple(idiom for idiom in CORTEX_A53.chains if idiom.name == name)
+    target = replace(CORTEX_A53, chains=chains)
+    kernel = conv2d_kernel(
+        case.problem(target), weight=(n.weight // 8).numpy(), bias=n.bias.numpy(),
+        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=target,
+    )  # fmt: skip
+    assert kernel.name.endswith(name)
+    instructions = largest_loop(kernel, target, "smlal").splitlines()
+    products = [line for line in instructions if "smlal" in line or "smull" in line]
+    stacked = [line for line in instructions if "[sp" in line]
+    assert len(products) >= 24 and len(stacked) <= len(products) // 8
 
 
 AT_THE_BOUND = Case("at_the_bound", 64, 24, 3, 5, kernel=(1, 3), padding=(0, 0, 1, 1))
