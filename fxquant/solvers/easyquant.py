@@ -37,6 +37,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,6 @@ from torch import Tensor
 from fxquant.errors import ConfigError
 from fxquant.ir.floats import channel_bounds
 from fxquant.numerics.types import QParams, QTensor
-from fxquant.ops.opdef import Clamp, apply_clamp
 from fxquant.solvers.base import Layer, LayerProblem, LayerSolution, LayerSolver, ValueProblem
 from fxquant.solvers.fake_quantize import fake_quantize
 from fxquant.solvers.layer_matrix import patches
@@ -52,6 +52,8 @@ from fxquant.solvers.scale_search import floor_scale, pick, round_to_grid
 
 TIE = 1e-6
 VALUES = 1 << 16  # sampled from a value that no layer reads
+
+_Clamps = tuple[tuple[Any, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,24 +158,22 @@ class _View:
         layer: The layer.
         patches: Its input under the quantized prefix, `[G, P, K]`.
         target: Its result in the float network, `[G, P, O/G]`.
-        clamp: Its clamp, None if something is added before.
+        clamps: What its result is clamped at, one after the other; see _clamps.
         weight: Its weight while the input's grid is searched, `[O, ...]`.
     """
 
     layer: Layer
     patches: Tensor
     target: Tensor
-    clamp: Clamp | None
+    clamps: _Clamps
     weight: Tensor
 
     @classmethod
     def of(cls, layer: Layer, x: Sequence[Tensor], x_q: Sequence[Tensor], limit: int) -> _View:
         """Sample a layer's input under both prefixes."""
-        bound = layer.definition.bind(layer.node)
-        adds = any(name in bound for name in layer.definition.summed)
-        clamp = None if adds else bound.get("clamp")
-        target = _run(layer, sample_patches(layer, x, limit), layer.weight, layer.bias, clamp)
-        return cls(layer, sample_patches(layer, x_q, limit), target, clamp,
+        clamps = _clamps(layer)
+        target = _run(layer, sample_patches(layer, x, limit), layer.weight, layer.bias, clamps)
+        return cls(layer, sample_patches(layer, x_q, limit), target, clamps,
                    layer.start.dequantize())  # fmt: skip
 
     def value_cost(self, grid: QParams) -> Tensor:
@@ -186,7 +186,7 @@ class _View:
         return cost(self._run(x, weight.dequantize()), self.target, 1).flatten(1)
 
     def _run(self, x: Tensor, weight: Tensor) -> Tensor:
-        return _run(self.layer, x, weight, self.layer.start_bias, self.clamp)
+        return _run(self.layer, x, weight, self.layer.start_bias, self.clamps)
 
 
 def sample_patches(layer: Layer, chunks: Sequence[Tensor], limit: int) -> Tensor:
@@ -215,19 +215,28 @@ def sample_patches(layer: Layer, chunks: Sequence[Tensor], limit: int) -> Tensor
     return torch.cat(taken).transpose(0, 1).contiguous()
 
 
-def _run(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor, clamp: Clamp | None) -> Tensor:
-    """The layer's result on patches x, `[G, P, O/G]`, inside the clamp of each channel.
+def _clamps(layer: Layer) -> _Clamps:
+    """Lower and upper bounds of a layer's result: its clamp, and that of each channel.
 
-    On integers the grid of the result ends there (see ir/floats.py).
+    On integers the grid of the result ends there (see ir/floats.py). Empty if something is added
+    before the clamp.
     """
+    bound = layer.definition.bind(layer.node)
+    clamp = bound.get("clamp")
+    if clamp is None or any(name in bound for name in layer.definition.summed):
+        return ()
+    shape = (layer.groups, 1, -1)
+    own = tuple(b if b is None else b.reshape(shape) for b in channel_bounds(layer.node))
+    return tuple(ends for ends in (tuple(clamp), own) if ends != (None, None))
+
+
+def _run(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor, clamps: _Clamps) -> Tensor:
+    """The layer's result on patches x, `[G, P, O/G]`."""
     matrix = weight.reshape(layer.groups, len(weight) // layer.groups, -1).transpose(1, 2)
     result = x @ matrix + bias.reshape(layer.groups, 1, -1)
-    if clamp is None:
-        return result
-    shape = (layer.groups, 1, -1)
-    bounds = [b if b is None else b.reshape(shape) for b in channel_bounds(layer.node)]
-    result = apply_clamp(result, clamp)
-    return result if bounds == [None, None] else result.clamp_(*bounds)
+    for low, high in clamps:
+        result = result.clamp_(low, high)
+    return result
 
 
 class _Plain:
