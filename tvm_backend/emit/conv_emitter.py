@@ -198,8 +198,9 @@ class GemmEmitter:
         if self.streamed:
             block = self.reduction.steps * self.problem.taps * stored * self.per_vector
             prefetch_share(buffer, at, self.tile, self.problem.output, w + block, nbytes)
+        activations = Activations(tiles)
         weights = WeightVectors(self.mac, self.form, buffer, w, vectors)
         size = max(self.mac.idiom.chain, 1)
         for first in range(0, count, size):
             chain = range(first, min(first + size, count))
-            multiply(self.mac, acc, Activations(tiles), weights, chain)
+            multiply(self.mac, acc, activations, weights, chain)

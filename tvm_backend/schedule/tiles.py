@@ -148,25 +148,18 @@ _COSTS = {
     **{
         idiom: MacCost(
             1 + 1 / max(idiom.chain, 1),
-            conversions=(0.5, 2),
+            conversions=conversions,
             unpack=2,
             streamed=_LPDDR3,
-            overlapped=1,
-            widest=6,
+            overlapped=overlapped,
+            widest=widest,
             rest=14,
         )
-        for idiom in (idioms.SMULL_SADALP, *idioms.SMLAL_SADALP)
-    },
-    **{
-        idiom: MacCost(
-            1 + 1 / max(idiom.chain, 1),
-            conversions=(1, 3),
-            unpack=2,
-            streamed=_LPDDR3,
-            overlapped=0.5,
-            rest=14,
+        for family, conversions, overlapped, widest in (
+            ((idioms.SMULL_SADALP, *idioms.SMLAL_SADALP), (0.5, 2), 1, 6),
+            ((idioms.VMULL_VPADAL, *idioms.VMLAL_VPADAL), (1, 3), 0.5, 4),
         )
-        for idiom in (idioms.VMULL_VPADAL, *idioms.VMLAL_VPADAL)
+        for idiom in family
     },
     **{
         idiom: MacCost(instructions=1, temporaries=0, held_steps=4, unpack=2, streamed=_LPDDR4)
