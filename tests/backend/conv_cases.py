@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -191,6 +192,17 @@ def make_numbers(case: Case, seed: int = 0, weight_limit: int = 128) -> Numbers:
 RESIDUAL = {"residual_zero_point": 7, "residual_multiplier": 20000, "residual_shift": -5}
 
 
+def conv_kernel(
+    case: Case, target: Target, numbers: Numbers, residual: Residual | None = None, **options: Any
+) -> Kernel:
+    """The kernel of a case; options as of `conv2d_kernel`."""
+    n = numbers
+    return conv2d_kernel(
+        case.problem(target, residual), weight=n.weight.numpy(), bias=n.bias.numpy(),
+        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=target, **options,
+    )  # fmt: skip
+
+
 def check(
     case: Case,
     target: Target,
@@ -218,10 +230,7 @@ def check(
         second = Residual(storage, *residual.values())
     problem = case.problem(target, second)
     n = numbers
-    kernel = conv2d_kernel(
-        problem, weight=n.weight.numpy(), bias=n.bias.numpy(), multiplier=n.multiplier.numpy(),
-        shift=n.shift.numpy(), target=target, tile=tile, winograd=False,
-    )  # fmt: skip
+    kernel = conv_kernel(case, target, n, second, tile=tile, winograd=False)
     if variant is not None:
         assert kernel.variants is not None
         ranked = kernel.variants.ranked()

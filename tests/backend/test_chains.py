@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from fxquant.errors import TargetError
 from fxquant.numerics import reference
 from fxquant.targets import ARMV7_NEON, CORTEX_A53, X86_AVX2, X86_AVX512, MacIdiom, Target, idioms
-from tests.backend.conv_cases import CASES, RESIDUAL, Case, Numbers, check, make_numbers
+from tests.backend.conv_cases import (
+    CASES,
+    RESIDUAL,
+    Case,
+    Numbers,
+    check,
+    conv_kernel,
+    make_numbers,
+)
 from tests.backend.kernel_harness import (
     compile_bare,
     from_storage,
@@ -24,7 +32,7 @@ from tests.backend.kernel_harness import (
     to_storage,
 )
 from tvm_backend.emit import conv_rest
-from tvm_backend.emit.conv import conv2d_accumulate_kernel, conv2d_kernel
+from tvm_backend.emit.conv import conv2d_accumulate_kernel
 from tvm_backend.emit.conv_rest import rest_of, split_codes
 from tvm_backend.kernel import Abi
 from tvm_backend.macs.chain import chain_bounds, chain_is_exact
@@ -103,10 +111,7 @@ def test_long_chains_do_not_keep_their_weights_on_the_stack(name: str) -> None:
     case, n = _seven_bits(Case("late", 384, 96, 4, 14, kernel=(1, 1), padding=(0, 0, 0, 0)))
     chains = tuple(idiom for idiom in CORTEX_A53.chains if idiom.name == name)
     target = replace(CORTEX_A53, chains=chains)
-    kernel = conv2d_kernel(
-        case.problem(target), weight=(n.weight // 8).numpy(), bias=n.bias.numpy(),
-        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=target,
-    )  # fmt: skip
+    kernel = conv_kernel(case, target, replace(n, weight=n.weight // 8))
     assert kernel.name.endswith(name)
     instructions = largest_loop(kernel, target, "smlal").splitlines()
     products = [line for line in instructions if "smlal" in line or "smull" in line]
@@ -215,19 +220,13 @@ def test_extra_steps_cost_more_where_weights_are_streamed() -> None:
 
 def _name(case: Case, n: Numbers) -> str:
     """Name of the kernel on AVX2."""
-    kernel = conv2d_kernel(
-        case.problem(X86_AVX2), weight=n.weight.numpy(), bias=n.bias.numpy(),
-        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=X86_AVX2,
-    )  # fmt: skip
+    kernel = conv_kernel(case, X86_AVX2, n)
     return kernel.name
 
 
 def test_512_bit_chains_use_their_instruction() -> None:
     case, n = _seven_bits(CASES[0])
-    kernel = conv2d_kernel(
-        case.problem(X86_AVX512), weight=n.weight.numpy(), bias=n.bias.numpy(),
-        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=X86_AVX512,
-    )  # fmt: skip
+    kernel = conv_kernel(case, X86_AVX512, n)
     assembly = compile_bare(kernel, X86_AVX512).inspect_source("asm")
     lines = [line for line in assembly.splitlines() if "vpmaddubsw" in line]
     assert lines and all("zmm" in line for line in lines)

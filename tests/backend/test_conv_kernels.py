@@ -34,6 +34,7 @@ from tests.backend.conv_cases import (
     Numbers,
     assert_equal,
     check,
+    conv_kernel,
     extreme,
     make_numbers,
 )
@@ -83,11 +84,7 @@ def test_kernels_over_the_network_input_do_not_spill(kernel: int) -> None:
         multiple=INPUT_CHANNEL_MULTIPLE,
     )  # fmt: skip
     n = make_numbers(case)
-    made = conv2d_kernel(
-        case.problem(X86_VNNI), weight=n.weight.numpy(), bias=n.bias.numpy(),
-        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=X86_VNNI,
-        tile=Tile(1, 6, 4, pixels_first=True),
-    )  # fmt: skip
+    made = conv_kernel(case, X86_VNNI, n, tile=Tile(1, 6, 4, pixels_first=True))
     assembly = largest_loop(made, X86_VNNI, "vpdpbusd")
     products = assembly[: assembly.rindex("vpdpbusd")].splitlines()
     spilled = [line for line in products if re.search(r"%zmm\d+, -?\d*\(%rsp", line)]
@@ -97,10 +94,7 @@ def test_kernels_over_the_network_input_do_not_spill(kernel: int) -> None:
 def test_avx_vnni_needs_no_avx512() -> None:
     """`vpdpbusd` on 256 bits, registers 0 to 15."""
     case, n = CASES[0], make_numbers(CASES[0])
-    kernel = conv2d_kernel(
-        case.problem(X86_AVX_VNNI), weight=n.weight.numpy(), bias=n.bias.numpy(),
-        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=X86_AVX_VNNI,
-    )  # fmt: skip
+    kernel = conv_kernel(case, X86_AVX_VNNI, n)
     assembly = compile_bare(kernel, X86_AVX_VNNI).inspect_source("asm")
     lines = [line for line in assembly.splitlines() if "vpdpbusd\t" in line]
     assert lines and all("{vex}" in line and "ymm" in line for line in lines)
@@ -257,11 +251,7 @@ def test_dot_products_of_a_tile_stay_in_registers() -> None:
     """24 accumulators, six registers of activations, and weights one after the other."""
     case, target = Case("loop", 64, 64, 6, 24), CORTEX_A76
     n = make_numbers(case)
-    kernel = conv2d_kernel(
-        case.problem(target), weight=n.weight.numpy(), bias=n.bias.numpy(),
-        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=target,
-        tile=Tile(1, 6, 4, True),
-    )  # fmt: skip
+    kernel = conv_kernel(case, target, n, tile=Tile(1, 6, 4, True))
     body = largest_loop(kernel, target, "sdot")
     assert body.count("\tsdot\t") == 4 * 6 * 4
     assert "[sp" not in body

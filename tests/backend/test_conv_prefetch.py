@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from fxquant.targets import X86_AVX2, X86_VNNI, Target, idioms
-from tests.backend.conv_cases import Case, check, make_numbers
+from tests.backend.conv_cases import Case, check, conv_kernel, make_numbers
 from tests.backend.kernel_harness import compile_bare
-from tvm_backend.emit.conv import conv2d_kernel
 from tvm_backend.emit.conv_prefetch import is_streamed, share
 from tvm_backend.kernel import Abi
 from tvm_backend.layout import image
@@ -46,10 +45,7 @@ def test_weights_are_streamed_if_large_and_visited_block_by_block() -> None:
 )
 def test_kernels_ask_for_streamed_weights(case: Case, target: Target, expected: bool) -> None:
     n = make_numbers(case)
-    kernel = conv2d_kernel(
-        case.problem(target), weight=n.weight.numpy(), bias=n.bias.numpy(),
-        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=target,
-    )  # fmt: skip
+    kernel = conv_kernel(case, target, n)
     assembly = compile_bare(kernel, target).inspect_source("asm")
     assert ("\tprefetcht1\t" in assembly) == expected
 

@@ -16,9 +16,8 @@ from fxquant.targets import (
     Target,
 )
 from tests.backend import kernel_harness
-from tests.backend.conv_cases import CASES, RESIDUAL, Case, check, make_numbers
+from tests.backend.conv_cases import CASES, RESIDUAL, Case, check, conv_kernel, make_numbers
 from tvm_backend.emit import conv, conv_staging
-from tvm_backend.emit.conv import conv2d_kernel
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.conv_staging import Staging
 from tvm_backend.kernel import Abi
@@ -112,11 +111,7 @@ def test_a_row_less_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _idiom(case: Case, target: Target, weight_limit: int = 128) -> str:
     n = make_numbers(case, weight_limit=weight_limit)
-    kernel = conv2d_kernel(
-        case.problem(target), weight=n.weight.numpy(), bias=n.bias.numpy(),
-        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=target,
-        winograd=False,
-    )  # fmt: skip
+    kernel = conv_kernel(case, target, n, winograd=False)
     return kernel.name.rpartition("__")[2]
 
 

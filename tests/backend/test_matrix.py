@@ -11,9 +11,9 @@ import torch
 from fxquant.errors import TargetError
 from fxquant.numerics import reference
 from fxquant.targets import ALL, NEOVERSE_V1, Target, idioms
-from tests.backend.conv_cases import RESIDUAL, Case, assert_equal, check, make_numbers
+from tests.backend.conv_cases import RESIDUAL, Case, assert_equal, check, conv_kernel, make_numbers
 from tests.backend.kernel_harness import from_storage, largest_loop, run_kernel, to_storage
-from tvm_backend.emit.conv import conv2d_accumulate_kernel, conv2d_kernel
+from tvm_backend.emit.conv import conv2d_accumulate_kernel
 from tvm_backend.emit.linear import linear_accumulate_kernel
 from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE, image
 from tvm_backend.macs.pixels import pixel_groups
@@ -95,10 +95,7 @@ def test_exchanged_pixels_are_noticed(monkeypatch: pytest.MonkeyPatch, fault: st
 
 def _kernel(case: Case):
     n = make_numbers(case)
-    return conv2d_kernel(
-        case.problem(NEOVERSE_V1), weight=n.weight.numpy(), bias=n.bias.numpy(),
-        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=NEOVERSE_V1,
-    )  # fmt: skip
+    return conv_kernel(case, NEOVERSE_V1, n)
 
 
 @pytest.mark.parametrize(

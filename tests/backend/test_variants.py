@@ -16,10 +16,10 @@ from tests.backend.conv_cases import (
     Case,
     assert_equal,
     check,
+    conv_kernel,
     make_numbers,
 )
 from tests.backend.kernel_harness import from_storage, run_kernel, to_storage
-from tvm_backend.emit.conv import conv2d_kernel
 from tvm_backend.emit.epilogue import OutputGrid, Residual
 from tvm_backend.emit.linear import linear_kernel
 from tvm_backend.kernel import Kernel, Variants
@@ -35,10 +35,7 @@ def kernel_of(case: Case, target: Target, seed: int = 0, weight_limit: int = 128
     second = None
     if case.residual:
         second = Residual(image(case.output_shape, target.mac.storage), *RESIDUAL.values())
-    return conv2d_kernel(
-        case.problem(target, second), weight=n.weight.numpy(), bias=n.bias.numpy(),
-        multiplier=n.multiplier.numpy(), shift=n.shift.numpy(), target=target,
-    )  # fmt: skip
+    return conv_kernel(case, target, n, second)
 
 
 def variants_of(kernel: Kernel) -> Variants:
