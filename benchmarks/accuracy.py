@@ -81,6 +81,7 @@ def measure(
         "threads": torch.get_num_threads(),
         "solver": quantized.provenance["solver"],
         "first_bits": first_bits(chosen),
+        "residual_bits": chosen.residual_bits,
     }
 
 

@@ -58,8 +58,9 @@ class Cells:
     @property
     def mark(self) -> str:
         """`STALE` if a cell was measured with other settings than the recipe's present ones."""
-        present = (settings(self.net, self.recipe, self.config), FIRST_BITS)
-        found = {(cell["solver"], cell["first_bits"]) for cell in self.seeds}
+        steps, base = settings(self.net, self.recipe, self.config), base_of(self.config)
+        present = (steps, FIRST_BITS, base.residual_bits)
+        found = {(c["solver"], c["first_bits"], c.get("residual_bits")) for c in self.seeds}
         return "" if found == {present} else STALE
 
 
@@ -67,9 +68,13 @@ def settings(net: str, recipe: str, config: str) -> str:
     """The solvers of a recipe with all their settings, as cells keep them."""
     steps = RECIPES[recipe]()
     if steps is None:
-        base = getattr(fxquant, config if config in PRESETS else f"W4{config[2:4]}")
-        steps = default_steps(base, pixels(net))
+        steps = default_steps(base_of(config), pixels(net))
     return repr(steps)
+
+
+def base_of(config: str) -> fxquant.Config:
+    """The preset of a configuration; of mixed widths, the one whose size they have."""
+    return getattr(fxquant, config if config in PRESETS else f"W4{config[2:4]}")
 
 
 def grouped(cells: Mapping[str, Mapping[str, Any]]) -> list[Cells]:

@@ -57,6 +57,8 @@ class Config:
         types: By module type (`nn.Conv2d`) or operator name (`"conv2d"`, `"add"`).
         patterns: By regular expression, matched against the whole module path.
         names: By module path (`"layer1.0.conv1"`) or node name.
+        residual_bits: Bits, at least, of residual sums and of what they add. Where a value has more
+            than its rule says, layers read a copy with the bits of the rule. None: the rules alone.
         first_last: Overrides the bits of the first and last weighted layer: of their weights, their
             results, and what the last one reads (the setting of BRECQ and QDrop). None leaves them.
         input_range: Range estimator of the network inputs.
@@ -66,10 +68,17 @@ class Config:
     types: Mapping[OpType, OpConfig | None] = field(default_factory=dict)
     patterns: Mapping[str, OpConfig | None] = field(default_factory=dict)
     names: Mapping[str, OpConfig | None] = field(default_factory=dict)
+    residual_bits: int | None = None
     first_last: OpConfig | None = None
     input_range: RangeEstimator = MinMax()
 
     def __post_init__(self) -> None:
+        if self.residual_bits not in (None, *ACTIVATION_BITS):
+            raise ConfigError(
+                f"residual_bits={self.residual_bits} is not supported",
+                where="Config.residual_bits",
+                remedy="choose 2..8 or 16, or None for the bits of the rules",
+            )
         for pattern in self.patterns:
             try:
                 re.compile(pattern)
@@ -101,10 +110,11 @@ class Config:
 
 
 def preset(weight_bits: int, activation_bits: int) -> Config:
-    """W{weight_bits}A{activation_bits}; the first and last layer have 8 bits at least."""
+    """W{weight_bits}A{activation_bits}; first and last layer and residual sums have 8 at least."""
     low = min(weight_bits, activation_bits) < 8
     return Config(
         default=OpConfig(weight_bits, activation_bits),
+        residual_bits=8 if activation_bits < 8 else None,
         first_last=OpConfig(8, max(8, activation_bits)) if low else None,
     )
 

@@ -216,6 +216,15 @@ def mixed_networks(draw: st.DrawFn, steps: int = 4) -> tuple[RandomNet, Tensor, 
         Config(
             default=OpConfig(draw(st.integers(2, 8)), 16),
             first_last=draw(st.sampled_from((None, OpConfig(8, 8)))),
+            residual_bits=draw(st.sampled_from((None, 8, 16))),
             patterns={rf"layers\.({names})(\..*)?": narrow},
         ),
     )
+
+
+@st.composite
+def low_bit_networks(draw: st.DrawFn, steps: int = 4) -> tuple[RandomNet, Tensor, Config]:
+    """A network, inputs, and few bits for it, sums on the grids of their readers or finer ones."""
+    model, x = draw(networks(steps))
+    residual_bits = draw(st.sampled_from((None, 8)))
+    return model, x, Config(default=OpConfig(3, 4), residual_bits=residual_bits)

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from fxquant.config import Config, OpConfig
+from fxquant.config import Config
 from tests.graphs import check_frontend, check_per_operator, quantize_model, tensors
-from tests.random_graphs import RandomNet, mixed_networks, networks
+from tests.random_graphs import RandomNet, low_bit_networks, mixed_networks, networks
 
 END_TO_END = 0.05
 
@@ -44,8 +44,8 @@ def test_mixed_widths_follow_the_qdq_graph(case: tuple[RandomNet, Tensor, Config
     check_per_operator(quantize_model(model, [x], config), [x])
 
 
-@given(networks(steps=3))
+@given(low_bit_networks(steps=3))
 @settings(max_examples=8)
-def test_low_bits_follow_the_qdq_graph(case: tuple[RandomNet, Tensor]) -> None:
-    model, x = case
-    check_per_operator(quantize_model(model, [x], Config(default=OpConfig(3, 4))), [x])
+def test_low_bits_follow_the_qdq_graph(case: tuple[RandomNet, Tensor, Config]) -> None:
+    model, x, config = case
+    check_per_operator(quantize_model(model, [x], config), [x])

@@ -23,6 +23,7 @@ from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator
 from fxquant.numerics.types import activation_spec, weight_spec
 from fxquant.ops import Grid
+from fxquant.passes.residuals import requantize_for_layers, residual_values
 
 MOVES_FLOAT_RESULT = "moves the float result"
 
@@ -38,10 +39,26 @@ def annotate(gm: GraphModule, config: Config) -> GraphModule:
         if node.op in ("call_function", "call_method", "call_module"):
             meta.set_float_reason(node, _float_reason(node, choices))
     _deliver_floats(gm)
+    _widen_residuals(gm, choices)
     _weights(gm, choices)
     for node in gm.graph.nodes:
         _value(node, choices)
     return gm
+
+
+def _widen_residuals(gm: GraphModule, choices: _Choices) -> None:
+    """Give sums and what they add `residual_bits`; layers read copies with the bits of the rule."""
+    bits = choices.config.residual_bits
+    if bits is None:
+        return
+    for value in residual_values(gm):
+        config, rule = choices.of(value)
+        if config is None or config.activation_bits >= bits:
+            continue
+        for copy in requantize_for_layers(gm, value):
+            choices.chosen[copy] = (config, rule)
+        choices.chosen[value] = (replace(config, activation_bits=bits), "residual_bits")
+    gm.recompile()
 
 
 def _deliver_floats(gm: GraphModule) -> None:

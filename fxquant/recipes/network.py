@@ -18,6 +18,7 @@ from fxquant.ir.device import model_device, move
 from fxquant.ir.frontend import capture, normalize
 from fxquant.ir.frontend.capture import as_inputs
 from fxquant.ops.conv import conv_transpose2d, linear
+from fxquant.ops.elementwise import requantize
 from fxquant.passes.annotate import annotate
 from fxquant.passes.fuse import fuse
 from fxquant.solvers.program import is_layer
@@ -157,11 +158,16 @@ def _info(
 
 def _rules(layers: Sequence[Node], operators: Sequence[Node]) -> tuple[tuple[str, int], ...]:
     """A module path if it means these layers only, else node names."""
-    path, bits = meta.provenance(layers[0]).name, {_bits(n) for n in layers}
+    path, bits = meta.provenance(layers[0]).name, {_bits(_as_layers_read(n)) for n in layers}
     meant = [n for n in operators if path in (n.name, *meta.provenance(n).modules)]
     if path and set(meant) == set(layers) and len(bits) == 1:
         return ((path, bits.pop()),)
-    return tuple((n.name, _bits(n)) for n in layers)
+    return tuple((n.name, _bits(_as_layers_read(n))) for n in layers)
+
+
+def _as_layers_read(value: Node) -> Node:
+    """The value itself, or its copy with the bits of its rule (passes/residuals.py)."""
+    return next((user for user in value.users if user.target is requantize), value)
 
 
 def _bits(value: Any) -> int:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
-from fxquant.config import Config, OpConfig
+from fxquant.config import Config
 from fxquant.errors import TargetError
 from fxquant.targets import (
     ARMV7_NEON,
@@ -24,7 +24,7 @@ from fxquant.targets import (
     Target,
 )
 from tests.graphs import quantize_model, tensors
-from tests.random_graphs import RandomNet, mixed_networks, networks
+from tests.random_graphs import RandomNet, low_bit_networks, mixed_networks, networks
 from tests.tolerance import assert_same
 
 pytest.importorskip("tvm", reason="the backend needs apache-tvm")
@@ -99,10 +99,10 @@ def test_wide_kernels_equal_the_reference(target: Target) -> None:
 @pytest.mark.isa
 def test_low_bit_kernels_equal_the_reference() -> None:
     @FEW
-    @given(networks(steps=4))
-    def run(case: tuple[RandomNet, Tensor]) -> None:
-        model, x = case
-        quantized = quantize_model(model, [x], Config(default=OpConfig(3, 4)))
+    @given(low_bit_networks())
+    def run(case: tuple[RandomNet, Tensor, Config]) -> None:
+        model, x, config = case
+        quantized = quantize_model(model, [x], config)
         check_equal(tvm_backend.compile(quantized, GENERIC)(x), quantized.reference(x))
 
     run()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.document import rewritten
-from benchmarks.tables import FOOTNOTE, STALE, settings, tables
+from benchmarks.tables import FOOTNOTE, STALE, base_of, settings, tables
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def cell(recipe: str, config: str, drop: float, sqnr: float = 10.0) -> dict[str, Any]:
     return {"fp32": 80.0, "top1": 80.0 - drop, "drop": drop, "agreement": 90.0, "sqnr": sqnr,
             "seconds": 60.0, "exact": True, "images": 500,
-            "solver": settings("net", recipe, config), "first_bits": 8}  # fmt: skip
+            "solver": settings("net", recipe, config), "first_bits": 8,
+            "residual_bits": base_of(config).residual_bits}  # fmt: skip
 
 
 def cells_of(*keys: str, **changes: Any) -> dict[str, dict[str, Any]]:
@@ -48,7 +49,7 @@ def test_a_result_that_is_not_exact_shows() -> None:
 def test_figures_of_earlier_settings_are_marked() -> None:
     fresh = tables(cells_of("W8A8:default:0", "W8A8:gptq:0"))
     assert STALE not in "".join(fresh.values())
-    for changes in ({"solver": "(GPTQ(rows=1),)"}, {"first_bits": 4}):
+    for changes in ({"solver": "(GPTQ(rows=1),)"}, {"first_bits": 4}, {"residual_bits": 6}):
         old = tables(cells_of("W8A8:default:0", "W8A8:gptq:0", **changes))
         for name in ("default", "solvers net"):
             assert STALE in old[name].splitlines()[2]
