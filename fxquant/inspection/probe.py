@@ -19,8 +19,10 @@ from fxquant.errors import ConfigError
 from fxquant.ir import meta
 from fxquant.ir.floats import within_bounds
 from fxquant.ir.frontend import capture, normalize
+from fxquant.ops.arithmetic import requantize
 from fxquant.ops.qdq import dequantize, dequantize_weight, quantize
 from fxquant.passes.fuse import fuse
+from fxquant.passes.residuals import insert_copy
 
 _ROUNDING = (quantize, dequantize)
 
@@ -59,8 +61,12 @@ def float_graph(model: Any, inputs: tuple[Tensor, ...], gm: GraphModule) -> Grap
     """
     example = tuple(x[:1] for x in inputs)
     original = fuse(normalize(capture(model, example), example))
-    names = {n.name for n in original.graph.nodes}
-    missing = [n.name for n in gm.graph.nodes if n.op.startswith("call_") and n.name not in names]
+    nodes = {n.name: n for n in original.graph.nodes}
+    for copy in (n for n in gm.graph.nodes if n.target is requantize):
+        source = nodes.get(copy.all_input_nodes[0].name)
+        if source is not None:
+            nodes[copy.name] = insert_copy(original, source)
+    missing = [n.name for n in gm.graph.nodes if n.op.startswith("call_") and n.name not in nodes]
     if missing:
         raise ConfigError(
             f"the model has no value {missing[0]}",

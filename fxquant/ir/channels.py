@@ -35,7 +35,7 @@ _HOMOGENEOUS = (
     pool.avg_pool2d,
     pool.resize_linear2d,
     elementwise.clamp,
-    elementwise.requantize,
+    arithmetic.requantize,
     elementwise.prelu,
     F.leaky_relu,
     torch.abs,

@@ -87,7 +87,6 @@ def _power(to: OnnxBuilder, x: str, args: Arguments) -> str:
 
 
 ACTIVATIONS: dict[Callable[..., Any], Activation] = {
-    elementwise.requantize: _plain("Identity"),
     elementwise.affine: _affine,
     elementwise.power: _power,
     F.leaky_relu: _leaky_relu,

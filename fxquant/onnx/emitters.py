@@ -197,10 +197,15 @@ def _activation(function: Callable[..., Any]) -> Emitter:
     return emit
 
 
+def _identity(to: OnnxBuilder, node: Node, args: Arguments) -> str:
+    return to.node("Identity", [to.read(args["x"])])
+
+
 EMITTERS: dict[Callable[..., Any], Emitter] = {
     conv.conv2d: _conv2d,
     conv.conv_transpose2d: _conv_transpose2d,
     conv.linear: _linear,
+    arithmetic.requantize: _identity,
     arithmetic.add: _binary("Add"),
     arithmetic.mul: _binary("Mul"),
     arithmetic.concat: _concat,

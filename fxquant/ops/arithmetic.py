@@ -1,4 +1,4 @@
-"""add, mul and concat: several operands, each on its own grid."""
+"""requantize, add, mul and concat: every operand is moved from its own grid to the result's."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from fxquant.ops.opdef import (
     QuantCall,
     apply_clamp,
 )
+
+
+def requantize(x: Tensor) -> Tensor:
+    """The same values, for a grid of their own."""
+    return x.clone()
 
 
 def add(a: Tensor, b: Tensor, *, clamp: Clamp | None = None) -> Tensor:
@@ -45,6 +50,15 @@ def _moves(operands: Sequence[Operand], output: Operand, name: str) -> dict[str,
         "multipliers": tuple(requant.multiplier.tolist()),
         "shifts": tuple(requant.shift.tolist()),
     }
+
+
+def _integer_requantize(call: QuantCall) -> IntegerCall:
+    assert call.output is not None
+    moves = _moves([call.operand("x")], call.output, call.name)
+    (zero_point,), (multiplier,), (shift,) = moves.values()
+    kwargs = {"zero_point": zero_point, "multiplier": multiplier, "shift": shift,
+              **call.output.result()}  # fmt: skip
+    return IntegerCall(reference.requantize, (Input("x"),), kwargs)
 
 
 def _integer_add(call: QuantCall) -> IntegerCall:
@@ -82,6 +96,7 @@ def _integer_concat(call: QuantCall) -> IntegerCall:
 
 
 DEFS = (
+    OpDef(requantize, Grid.OWN, ("x",), ("x",), _integer_requantize),
     OpDef(add, Grid.OWN, ("a", "b"), ("a", "b"), _integer_add, clamps=True, summed=("a", "b")),
     OpDef(mul, Grid.OWN, ("a", "b"), ("a", "b"), _integer_mul, clamps=True),
     OpDef(concat, Grid.OWN, ("tensors",), ("tensors",), _integer_concat),

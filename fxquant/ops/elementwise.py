@@ -36,14 +36,8 @@ def power(x: Tensor, *, exponent: float) -> Tensor:
     return x**exponent
 
 
-def requantize(x: Tensor) -> Tensor:
-    """The same values, for a grid of their own."""
-    return x.clone()
-
-
 FUNCTIONS = (
     clamp,
-    requantize,
     affine,
     power,
     F.leaky_relu,

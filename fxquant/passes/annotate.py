@@ -57,7 +57,7 @@ def _widen_residuals(gm: GraphModule, choices: _Choices) -> None:
             continue
         for copy in requantize_for_layers(gm, value):
             choices.chosen[copy] = (config, rule)
-        choices.chosen[value] = (replace(config, activation_bits=bits), "residual_bits")
+        choices.wide.add(value)
     gm.recompile()
 
 
@@ -97,6 +97,7 @@ class _Choices:
 
     def __init__(self, gm: GraphModule, config: Config) -> None:
         self.config = config
+        self.wide: set[Node] = set()  # values with `residual_bits`, not those of their rule
         operators = [n for n in gm.graph.nodes if n.op.startswith("call_")]
         self.chosen: dict[Node, tuple[OpConfig | None, str]] = dict.fromkeys(
             operators, (config.default, "default")
@@ -243,6 +244,9 @@ def _value(node: Node, choices: _Choices) -> None:
 def _activation_bits(node: Node, choices: _Choices) -> tuple[int, str]:
     if node.op == "placeholder":
         return 8, "input"
+    if node in choices.wide:
+        assert choices.config.residual_bits is not None
+        return choices.config.residual_bits, "residual_bits"
     config, rule = choices.of(node)
     if config is not None:
         return config.activation_bits, rule

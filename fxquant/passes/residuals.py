@@ -22,7 +22,7 @@ from torch.fx import GraphModule, Node
 from fxquant.ir import meta
 from fxquant.ir.build import infer_shape
 from fxquant.ops import Grid
-from fxquant.ops.elementwise import requantize
+from fxquant.ops.arithmetic import requantize
 
 
 def residual_values(gm: GraphModule) -> list[Node]:
@@ -45,17 +45,23 @@ def requantize_for_layers(gm: GraphModule, value: Node) -> Iterator[Node]:
     readers = [user for user in value.users if _multiplies(user, value)]
     movers = [user for user in value.users if _moves(user)]
     if readers:
-        with gm.graph.inserting_after(value):
-            copy = gm.graph.create_node(
-                "call_function", requantize, (value,), name=f"{value.name}_requantize"
-            )
-        infer_shape(copy)
-        meta.set_provenance(copy, meta.provenance(value))
+        copy = insert_copy(gm, value)
         for reader in readers:
             reader.args = (copy, *reader.args[1:])
         yield copy
     for mover in movers:
         yield from requantize_for_layers(gm, mover)
+
+
+def insert_copy(gm: GraphModule, value: Node) -> Node:
+    """A requantize node of a value, without users."""
+    with gm.graph.inserting_after(value):
+        copy = gm.graph.create_node(
+            "call_function", requantize, (value,), name=f"{value.name}_requantize"
+        )
+    infer_shape(copy)
+    meta.set_provenance(copy, meta.provenance(value))
+    return copy
 
 
 def _terms(node: Node) -> list[Node]:

@@ -17,8 +17,8 @@ from fxquant.ir import meta
 from fxquant.ir.device import model_device, move
 from fxquant.ir.frontend import capture, normalize
 from fxquant.ir.frontend.capture import as_inputs
+from fxquant.ops.arithmetic import requantize
 from fxquant.ops.conv import conv_transpose2d, linear
-from fxquant.ops.elementwise import requantize
 from fxquant.passes.annotate import annotate
 from fxquant.passes.fuse import fuse
 from fxquant.solvers.program import is_layer
