@@ -128,7 +128,9 @@ class Calibration:
         self.gm, self.estimators = gm, estimators
         self.inputs = [n for n in gm.graph.nodes if n.op == "placeholder"]
         self.statistics = {
-            n.name: Statistics() for n in gm.graph.nodes if n.name in estimators and _owns_grid(n)
+            n.name: Statistics()
+            for n in gm.graph.nodes
+            if n.name in estimators and not meta.shares_grid(n)
         }
         self.terms = {n.name: 0.0 for n in gm.graph.nodes if _adds_residual(n)}
         self.store = SampleStore(samples)
@@ -254,12 +256,4 @@ def _padded_values(node: Node) -> Iterator[float]:
 def _adds_residual(node: Node) -> bool:
     """Whether a weighted layer adds an operand on its accumulators."""
     definition = meta.opdef(node)
-    if definition is None or not definition.weighted or not meta.runs_on_integers(node):
-        return False
-    return any(name in definition.bind(node) for name in definition.summed)
-
-
-def _owns_grid(node: Node) -> bool:
-    definition = meta.opdef(node)
-    moves_codes = definition is not None and definition.grid is Grid.SHARED
-    return not (moves_codes and meta.float_reason(node) is None)
+    return definition is not None and meta.is_layer(node) and bool(definition.terms(node))

@@ -13,7 +13,6 @@ from fxquant.model import Quantized
 from fxquant.numerics.types import IntType
 from fxquant.numerics.width import width_of
 from fxquant.passes.annotate import MOVES_FLOAT_RESULT
-from fxquant.solvers.program import grid_owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ def _facts(quantized: Quantized, node: Node) -> NodeFacts:
         grid=grid,
         scale=scale,
         zero_point=zero_point,
-        owner=grid_owner(node).name,
+        owner=meta.grid_owner(node).name,
         float_reason=reason,
         note=quantized.notes.get(node.name, ""),
         sources=tuple(n.name for n in node.all_input_nodes if n.op != "get_attr"),

@@ -22,8 +22,7 @@ def finest_scale(node: Node) -> float:
     definition = meta.opdef(node)
     if definition is None or not meta.runs_on_integers(node):
         return 0.0
-    bound = definition.bind(node)
-    summed = [Operand.of(meta.qparams(bound[k])) for k in definition.summed if k in bound]
+    summed = [Operand.of(meta.qparams(term)) for term in definition.terms(node)]
     quant = meta.quant(node)
     if not summed or quant is None:
         return 0.0

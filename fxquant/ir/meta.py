@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.errors import StageError
 from fxquant.numerics.types import QParams, QuantSpec
-from fxquant.ops import OPS, OpDef
+from fxquant.ops import OPS, Grid, OpDef
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,25 @@ def opdef(node: Node) -> OpDef | None:
 def runs_on_integers(node: Node) -> bool:
     """Whether an annotated node is an operator on integer codes."""
     return opdef(node) is not None and float_reason(node) is None
+
+
+def is_layer(node: Node) -> bool:
+    """Whether a node is a weighted operator on integers."""
+    definition = opdef(node)
+    return definition is not None and definition.weighted and float_reason(node) is None
+
+
+def shares_grid(node: Node) -> bool:
+    """Whether a node is an operator that moves codes: its result lies on its operand's grid."""
+    definition = opdef(node)
+    return definition is not None and definition.grid is Grid.SHARED and float_reason(node) is None
+
+
+def grid_owner(node: Node) -> Node:
+    """The node whose grid a quantized value lies on."""
+    while shares_grid(node):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def static(node: Node, name: str) -> Any:

@@ -52,12 +52,21 @@ def _moves(operands: Sequence[Operand], output: Operand, name: str) -> dict[str,
     }
 
 
-def _integer_requantize(call: QuantCall) -> IntegerCall:
+def _factor(real: float, call: QuantCall) -> dict[str, int]:
+    """Multiplier and shift of one factor, and the result's grid."""
     assert call.output is not None
-    moves = _moves([call.operand("x")], call.output, call.name)
-    (zero_point,), (multiplier,), (shift,) = moves.values()
-    kwargs = {"zero_point": zero_point, "multiplier": multiplier, "shift": shift,
-              **call.output.result()}  # fmt: skip
+    factor = torch.tensor(real / call.output.scale, dtype=torch.float64)
+    requant = requant_from_real(factor, call.name, call.output.width)
+    return {
+        "multiplier": int(requant.multiplier),
+        "shift": int(requant.shift),
+        **call.output.result(call.args.get("clamp")),
+    }
+
+
+def _integer_requantize(call: QuantCall) -> IntegerCall:
+    x = call.operand("x")
+    kwargs = {"zero_point": x.zero_point, **_factor(x.scale, call)}
     return IntegerCall(reference.requantize, (Input("x"),), kwargs)
 
 
@@ -70,16 +79,8 @@ def _integer_add(call: QuantCall) -> IntegerCall:
 
 
 def _integer_mul(call: QuantCall) -> IntegerCall:
-    assert call.output is not None
     a, b = call.operand("a"), call.operand("b")
-    real = torch.tensor(a.scale * b.scale / call.output.scale, dtype=torch.float64)
-    requant = requant_from_real(real, call.name, call.output.width)
-    kwargs = {
-        "zero_points": (a.zero_point, b.zero_point),
-        "multiplier": int(requant.multiplier),
-        "shift": int(requant.shift),
-        **call.output.result(call.args.get("clamp")),
-    }
+    kwargs = {"zero_points": (a.zero_point, b.zero_point), **_factor(a.scale * b.scale, call)}
     return IntegerCall(reference.mul, (Input("a"), Input("b")), kwargs)
 
 

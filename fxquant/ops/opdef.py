@@ -187,6 +187,11 @@ class OpDef:
         named = dict(zip(self.parameters, node.args, strict=False))
         return {k: v for k, v in named.items() if v is not None} | dict(node.kwargs)
 
+    def terms(self, node: Node) -> list[Node]:
+        """The operands a call adds on the grid of its result."""
+        bound = self.bind(node)
+        return [bound[name] for name in self.summed if name in bound]
+
 
 def apply_clamp(x: Tensor, clamp: Clamp | None) -> Tensor:
     """Clamp in real values; None bounds are open.

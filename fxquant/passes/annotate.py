@@ -9,7 +9,7 @@ A value has one grid. Operators that only move values (Grid.SHARED) take their o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator
 from fxquant.numerics.types import activation_spec, weight_spec
 from fxquant.ops import Grid
+from fxquant.ops.arithmetic import requantize
 from fxquant.passes.residuals import requantize_for_layers, residual_values
 
 MOVES_FLOAT_RESULT = "moves the float result"
@@ -39,26 +40,25 @@ def annotate(gm: GraphModule, config: Config) -> GraphModule:
         if node.op in ("call_function", "call_method", "call_module"):
             meta.set_float_reason(node, _float_reason(node, choices))
     _deliver_floats(gm)
-    _widen_residuals(gm, choices)
+    wide = _widen_residuals(gm, choices)
     _weights(gm, choices)
     for node in gm.graph.nodes:
-        _value(node, choices)
+        _value(node, choices, wide)
     return gm
 
 
-def _widen_residuals(gm: GraphModule, choices: _Choices) -> None:
-    """Give sums and what they add `residual_bits`; layers read copies with the bits of the rule."""
-    bits = choices.config.residual_bits
+def _widen_residuals(gm: GraphModule, choices: _Choices) -> dict[Node, int]:
+    """Let layers read copies of sums and of what they add; the bits of these values themselves."""
+    bits, wide = choices.config.residual_bits, {}
     if bits is None:
-        return
+        return wide
     for value in residual_values(gm):
-        config, rule = choices.of(value)
-        if config is None or config.activation_bits >= bits:
-            continue
-        for copy in requantize_for_layers(gm, value):
-            choices.chosen[copy] = (config, rule)
-        choices.wide.add(value)
+        config, _ = choices.of(value)
+        if config is not None and config.activation_bits < bits:
+            requantize_for_layers(gm, value)
+            wide[value] = bits
     gm.recompile()
+    return wide
 
 
 def _deliver_floats(gm: GraphModule) -> None:
@@ -97,7 +97,6 @@ class _Choices:
 
     def __init__(self, gm: GraphModule, config: Config) -> None:
         self.config = config
-        self.wide: set[Node] = set()  # values with `residual_bits`, not those of their rule
         operators = [n for n in gm.graph.nodes if n.op.startswith("call_")]
         self.chosen: dict[Node, tuple[OpConfig | None, str]] = dict.fromkeys(
             operators, (config.default, "default")
@@ -131,12 +130,12 @@ class _Choices:
         )
         for node in {weighted[0], weighted[-1]}:
             self.chosen[node] = (bits, "first_last")
-        for source in _grid_owners(weighted[-1].all_input_nodes[0]):
-            if source in self.chosen:
-                base = self.chosen[source][0]
-                assert base is not None
-                wider = replace(base, activation_bits=special.activation_bits)
-                self.chosen[source] = (wider, "first_last")
+        source = meta.grid_owner(weighted[-1].all_input_nodes[0])
+        if meta.opdef(source) is not None:
+            base = self.chosen[source][0]
+            assert base is not None
+            wider = replace(base, activation_bits=special.activation_bits)
+            self.chosen[source] = (wider, "first_last")
 
     def _rule(
         self, label: str, config: OpConfig | None, operators: list[Node],
@@ -155,17 +154,10 @@ class _Choices:
             self.chosen[node] = (config, label)
 
     def of(self, node: Node) -> tuple[OpConfig | None, str]:
-        """Configuration of an operator and the rule it comes from."""
+        """Configuration of an operator, for a copy that of its value, and its rule."""
+        if node.target is requantize:
+            node = meta.grid_owner(node.all_input_nodes[0])
         return self.chosen[node]
-
-
-def _grid_owners(node: Node) -> Iterator[Node]:
-    """The operator whose grid a value lies on."""
-    while (definition := meta.opdef(node)) is not None:
-        if definition.grid is Grid.OWN:
-            yield node
-            return
-        node = node.all_input_nodes[0]
 
 
 def _is_weighted(node: Node) -> bool:
@@ -222,7 +214,7 @@ def _reads_integers(node: Node) -> bool:
     return node.op.startswith("call_") and meta.float_reason(node) is None
 
 
-def _value(node: Node, choices: _Choices) -> None:
+def _value(node: Node, choices: _Choices, wide: Mapping[Node, int]) -> None:
     """The spec of one value, if an integer operator writes or reads it."""
     if node.op in ("output", "get_attr"):
         return
@@ -230,23 +222,21 @@ def _value(node: Node, choices: _Choices) -> None:
     consumed = any(_reads_integers(u) for u in node.users)
     if not (produced or consumed):
         return
-    definition = meta.opdef(node)
-    if produced and definition is not None and definition.grid is Grid.SHARED:
+    if produced and meta.shares_grid(node):
         source = node.all_input_nodes[0]
         shared = meta.quant(source)
         assert shared is not None
         meta.set_quant(node, TensorQuant(shared.spec, None, f"shared with {source.name}"))
         return
     bits, origin = _activation_bits(node, choices)
+    if node in wide:
+        bits, origin = wide[node], "residual_bits"
     meta.set_quant(node, TensorQuant(activation_spec(bits), None, origin))
 
 
 def _activation_bits(node: Node, choices: _Choices) -> tuple[int, str]:
     if node.op == "placeholder":
         return 8, "input"
-    if node in choices.wide:
-        assert choices.config.residual_bits is not None
-        return choices.config.residual_bits, "residual_bits"
     config, rule = choices.of(node)
     if config is not None:
         return config.activation_bits, rule

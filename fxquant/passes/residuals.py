@@ -21,7 +21,6 @@ from torch.fx import GraphModule, Node
 
 from fxquant.ir import meta
 from fxquant.ir.build import infer_shape
-from fxquant.ops import Grid
 from fxquant.ops.arithmetic import requantize
 
 
@@ -32,25 +31,33 @@ def residual_values(gm: GraphModule) -> list[Node]:
     """
     found: dict[Node, None] = {}
     for node in gm.graph.nodes:
-        if meta.runs_on_integers(node):
-            for term in (*_terms(node), node):
-                owner = _grid_owner(term)
-                if _terms(node) and owner is not None and not _only_for_layers(owner):
-                    found[owner] = None
+        terms = _terms(node)
+        for value in (*terms, node) if terms else ():
+            owner = meta.grid_owner(value)
+            if meta.runs_on_integers(owner) and not _only_for_layers(owner):
+                found[owner] = None
     return list(found)
 
 
-def requantize_for_layers(gm: GraphModule, value: Node) -> Iterator[Node]:
-    """Let layers read copies of a value, and of what moves it; yields the copies' nodes."""
+def requantize_for_layers(gm: GraphModule, value: Node) -> None:
+    """Let layers read copies of a value, and of what moves it."""
     readers = [user for user in value.users if _multiplies(user, value)]
-    movers = [user for user in value.users if _moves(user)]
+    movers = [user for user in value.users if meta.shares_grid(user)]
     if readers:
         copy = insert_copy(gm, value)
         for reader in readers:
             reader.args = (copy, *reader.args[1:])
-        yield copy
     for mover in movers:
-        yield from requantize_for_layers(gm, mover)
+        requantize_for_layers(gm, mover)
+
+
+def copies(value: Node) -> Iterator[Node]:
+    """What `requantize_for_layers` has inserted for a value."""
+    for user in value.users:
+        if user.target is requantize:
+            yield user
+        elif meta.shares_grid(user):
+            yield from copies(user)
 
 
 def insert_copy(gm: GraphModule, value: Node) -> Node:
@@ -65,39 +72,22 @@ def insert_copy(gm: GraphModule, value: Node) -> Node:
 
 
 def _terms(node: Node) -> list[Node]:
-    """The operands an operator adds."""
+    """The operands an integer operator adds."""
     definition = meta.opdef(node)
-    assert definition is not None
-    bound = definition.bind(node)
-    return [bound[name] for name in definition.summed if name in bound]
+    if definition is None or meta.float_reason(node) is not None:
+        return []
+    return definition.terms(node)
 
 
 def _multiplies(node: Node, value: Node) -> bool:
     """Whether an operator multiplies a value by its weights."""
-    definition = meta.opdef(node)
-    if definition is None or not definition.weighted or not meta.runs_on_integers(node):
-        return False
-    return definition.bind(node)["x"] is value
-
-
-def _moves(node: Node) -> bool:
-    if not meta.runs_on_integers(node):
-        return False
-    definition = meta.opdef(node)
-    return definition is not None and definition.grid is Grid.SHARED
+    return meta.is_layer(node) and node.args[0] is value
 
 
 def _only_for_layers(value: Node) -> bool:
     """Whether nothing but the products of layers depends on a value."""
     return all(
         (_multiplies(user, value) and value not in _terms(user))
-        or (_moves(user) and _only_for_layers(user))
+        or (meta.shares_grid(user) and _only_for_layers(user))
         for user in value.users
     )
-
-
-def _grid_owner(node: Node) -> Node | None:
-    """The integer operator on whose grid a value lies, None if that is another kind of node."""
-    while _moves(node):
-        node = node.all_input_nodes[0]
-    return node if meta.runs_on_integers(node) else None

@@ -17,11 +17,10 @@ from fxquant.ir import meta
 from fxquant.ir.device import model_device, move
 from fxquant.ir.frontend import capture, normalize
 from fxquant.ir.frontend.capture import as_inputs
-from fxquant.ops.arithmetic import requantize
 from fxquant.ops.conv import conv_transpose2d, linear
 from fxquant.passes.annotate import annotate
 from fxquant.passes.fuse import fuse
-from fxquant.solvers.program import is_layer
+from fxquant.passes.residuals import copies
 
 DEPTHWISE = 4  # bits: fewer are hopeless with so few weights a channel
 FIRST_LAST = 8
@@ -108,7 +107,7 @@ def describe(model: Any, example_inputs: Any, config: Config) -> Network:
     operators = [n for n in gm.graph.nodes if n.op.startswith("call_")]
     weighted = [n for n in operators if _is_weighted(n)]
     by_weight: dict[Node, list[Node]] = {}
-    for node in filter(is_layer, weighted):
+    for node in filter(meta.is_layer, weighted):
         by_weight.setdefault(_weight_node(node), []).append(node)
     ends = {weighted[0], weighted[-1]} if weighted else set()
     weights = tuple(
@@ -167,7 +166,7 @@ def _rules(layers: Sequence[Node], operators: Sequence[Node]) -> tuple[tuple[str
 
 def _as_layers_read(value: Node) -> Node:
     """The value itself, or its copy with the bits of its rule (passes/residuals.py)."""
-    return next((user for user in value.users if user.target is requantize), value)
+    return next(copies(value), value)
 
 
 def _bits(value: Any) -> int:

@@ -29,7 +29,7 @@ from fxquant.solvers.base import (
     UnitProblem,
     UnitSolver,
 )
-from fxquant.solvers.program import Program, grid_owner
+from fxquant.solvers.program import Program
 from fxquant.solvers.regions import regions
 from fxquant.solvers.state import NetworkState, Record
 from fxquant.solvers.walk import Walk
@@ -312,8 +312,10 @@ class _Driver:
     def _problem(self, region: _Region) -> UnitProblem:
         program = region.program
         gridded = [n for n in program.nodes if meta.quant(n) is not None]
-        own = {n.name: meta.qparams(n) for n in gridded if grid_owner(n) is n}
-        shared = [grid_owner(n) for n in (*gridded, *program.inputs) if meta.quant(n) is not None]
+        own = {n.name: meta.qparams(n) for n in gridded if meta.grid_owner(n) is n}
+        shared = [
+            meta.grid_owner(n) for n in (*gridded, *program.inputs) if meta.quant(n) is not None
+        ]
         fixed = {n.name: meta.qparams(n) for n in shared if n.name not in own}
         names = [n.name for n in program.inputs]
         return UnitProblem(

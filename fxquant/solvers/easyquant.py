@@ -221,9 +221,8 @@ def _clamps(layer: Layer) -> _Clamps:
     On integers the grid of the result ends there (see ir/floats.py). Empty if something is added
     before the clamp.
     """
-    bound = layer.definition.bind(layer.node)
-    clamp = bound.get("clamp")
-    if clamp is None or any(name in bound for name in layer.definition.summed):
+    clamp: Any = layer.node.kwargs.get("clamp")
+    if clamp is None or layer.definition.terms(layer.node):
         return ()
     shape = (layer.groups, 1, -1)
     own = tuple(b if b is None else b.reshape(shape) for b in channel_bounds(layer.node))

@@ -17,26 +17,9 @@ from torch.fx.node import map_arg
 
 from fxquant.ir import meta
 from fxquant.ir.floats import within_bounds
-from fxquant.ops import Grid
 
 Parameters = Callable[[Node], tuple[Tensor, Tensor]]  # weight and bias of a layer
 OnGrid = Callable[[str, Tensor], Tensor]  # name of the value that owns the grid, value
-
-
-def is_layer(node: Node) -> bool:
-    """Whether a node is a weighted operator on integers."""
-    definition = meta.opdef(node)
-    return definition is not None and definition.weighted and meta.runs_on_integers(node)
-
-
-def grid_owner(node: Node) -> Node:
-    """The node whose grid a quantized value lies on."""
-    while True:
-        definition = meta.opdef(node)
-        shares = definition is not None and definition.grid is Grid.SHARED
-        if not shares or meta.float_reason(node) is not None:
-            return node
-        node = node.all_input_nodes[0]
 
 
 class Program:
@@ -56,7 +39,7 @@ class Program:
         outside = [s for s in read if s not in inside and s.op != "get_attr"]
         self.inputs = tuple(dict.fromkeys(outside))
         self.outputs = tuple(n for n in nodes if any(u not in inside for u in n.users))
-        self.layers = tuple(n for n in nodes if is_layer(n))
+        self.layers = tuple(n for n in nodes if meta.is_layer(n))
         self._dead = self._last_uses()
 
     def _last_uses(self) -> list[list[str]]:
@@ -111,7 +94,7 @@ class Program:
         args, kwargs = map_arg(node.args, operand), map_arg(node.kwargs, operand)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        if parameters is not None and is_layer(node):
+        if parameters is not None and meta.is_layer(node):
             args = (args[0], *parameters(node), *args[3:])
         function: Any = node.target
         result = function(*args, **kwargs)
@@ -132,4 +115,4 @@ class Program:
         definition = meta.opdef(node)
         if definition is not None and definition.moves:
             return value  # lies on the grid already
-        return on_grid(grid_owner(node).name, value)
+        return on_grid(meta.grid_owner(node).name, value)

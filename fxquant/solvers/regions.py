@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch.fx import GraphModule, Node
 
+from fxquant.ir import meta
 from fxquant.ir.units import Unit, unit_of, units
 from fxquant.solvers.base import Scope
-from fxquant.solvers.program import is_layer
 
 
 def regions(gm: GraphModule, scope: Scope) -> tuple[Unit, ...]:
@@ -34,7 +34,7 @@ def _layers(operators: list[Node]) -> list[list[Node]]:
         members.append(node)
         if "shape" not in node.meta or any(_takes_item(u) for u in node.users):
             open_until = max([open_until, *(position.get(u, index) for u in node.users)])
-        if is_layer(node) and index >= open_until:
+        if meta.is_layer(node) and index >= open_until:
             result.append(members)
             members = []
     if members:

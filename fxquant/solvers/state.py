@@ -14,10 +14,9 @@ from fxquant.ir.build import register
 from fxquant.ir.device import CPU, device_of
 from fxquant.ir.headroom import finest_scale, with_headroom
 from fxquant.numerics.types import QParams, QTensor
-from fxquant.ops import Grid, Operand
+from fxquant.ops import Operand
 from fxquant.solvers.base import Layer
 from fxquant.solvers.fake_quantize import fake_quantize
-from fxquant.solvers.program import grid_owner, is_layer
 from fxquant.solvers.scale_search import floor_scale, raise_scales, round_to_grid, start_scale
 
 
@@ -124,7 +123,7 @@ class NetworkState:
         actual: dict[str, QParams] = {}
         for name, node in self.nodes.items():
             value = meta.quant(node)
-            if value is None or value.qparams is None or grid_owner(node) is not node:
+            if value is None or value.qparams is None or meta.grid_owner(node) is not node:
                 continue
             present = value.qparams
             wanted = with_headroom(node, grids.get(name, present)).to(CPU)
@@ -139,10 +138,8 @@ class NetworkState:
         assert value is not None
         meta.set_quant(node, replace(value, qparams=qparams))
         for user in node.users:
-            definition = meta.opdef(user)
-            shares = definition is not None and definition.grid is Grid.SHARED
             first = bool(user.all_input_nodes) and user.all_input_nodes[0] is node
-            if shares and first and meta.runs_on_integers(user) and meta.quant(user) is not None:
+            if first and meta.shares_grid(user) and meta.quant(user) is not None:
                 self._set_grid(user, qparams)
 
     def apply(self, record: Record) -> None:
@@ -160,7 +157,7 @@ class NetworkState:
     def store(self) -> None:
         """Weights become integer codes, layers get their biases: the graph is CALIBRATED."""
         weights: dict[str, QTensor] = {}
-        for node in [n for n in self.gm.graph.nodes if is_layer(n)]:
+        for node in [n for n in self.gm.graph.nodes if meta.is_layer(n)]:
             layer = self.layer(node)
             weights[layer.weight_name] = layer.start
             self._store_bias(node, self.parameters(node)[1])

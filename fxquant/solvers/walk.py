@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from fxquant.ir import meta
 from fxquant.solvers.base import LayerProblem, LayerSolver, ValueProblem
-from fxquant.solvers.program import Program, grid_owner, is_layer
+from fxquant.solvers.program import Program
 from fxquant.solvers.state import NetworkState, Record
 
 
@@ -51,13 +51,13 @@ class Walk:
         for node in self.program.nodes:
             for values in self.float_values:
                 values[node.name] = self.program.evaluate(node, values)
-            if is_layer(node):
+            if meta.is_layer(node):
                 self._solve_layer(node, steps, rng, record)
             plain = [
                 self.program.evaluate(node, v, self.state.parameters, self.state.on_grid)
                 for v in self.values
             ]
-            if meta.quant(node) is not None and grid_owner(node) is node:
+            if meta.quant(node) is not None and meta.grid_owner(node) is node:
                 self._choose_grid(node, plain, steps, record)
             for values, value in zip(self.values, plain, strict=True):
                 values[node.name] = self.program.settle(node, value, self.state.on_grid)
@@ -99,7 +99,7 @@ class Walk:
         self, node: Node, plain: Sequence[Tensor], steps: Sequence[LayerSolver], record: Record
     ) -> None:
         """Offer the value's grid to every step, together with the layers that read it."""
-        readers = [u for u in node.users if is_layer(u) and u.args[0] is node]
+        readers = [u for u in node.users if meta.is_layer(u) and u.args[0] is node]
         consumers = [self.state.layer(u, frozenset(self.solved)) for u in readers]
         float_value = [values[node.name] for values in self.float_values]
         for step in steps:

@@ -120,6 +120,9 @@ def test_first_and_last_layer_stay_at_8_bits(low: Config) -> None:
 def test_user_rule_is_stronger_than_first_last() -> None:
     gm = annotated("residual", preset(4, 8).with_rules(names={"stem.0": OpConfig(3, 5)}))
     assert bits(gm, "stem_0") == (3, 5)
+    gm = annotated("residual", preset(4, 4).with_rules(names={"stem.0": OpConfig(3, 5)}))
+    assert bits(gm, "stem_0")[0] == 3
+    assert bits(gm, "stem_0_requantize")[1] == 5  # the value itself is added, too
 
 
 def test_8_bit_preset_has_no_override() -> None:

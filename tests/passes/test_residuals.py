@@ -17,9 +17,10 @@ from fxquant.errors import ConfigError
 from fxquant.inspection import layer_errors
 from fxquant.ir import meta
 from fxquant.ir.floats import FloatNetwork
+from fxquant.numerics.ranges import Percentile
 from fxquant.onnx import qdq_model
 from fxquant.ops import Operand
-from fxquant.passes.annotate import annotate
+from fxquant.passes.annotate import annotate, range_estimators
 from fxquant.recipes import allocate_bits
 from fxquant.solvers import ActivationEqualization, RoundToNearest
 from tests.graphs import check_per_operator, fused, ops_of, quantize_model, signal_to_noise
@@ -89,6 +90,21 @@ def test_rules_choose_what_layers_read(wide: int) -> None:
     config = Config(default=OpConfig(4, 4), names={"a": OpConfig(4, 6)}, residual_bits=wide)
     found = bits(annotated(chain, config))
     assert (found["a"], found["a_requantize"], found["c"]) == (wide, 6, wide)
+
+
+def test_copies_have_the_range_of_their_value() -> None:
+    """Also where a rule names the node, and where a pooling lies between."""
+
+    def body(net: Net, x: Tensor) -> Tensor:
+        y = F.max_pool2d(net.a(x) + net.b(x), 2)
+        return net.d(net.c(y) + y)
+
+    added = next(n.name for n in annotated(body).graph.nodes if len(n.args) > 3)
+    chosen = OpConfig(4, 4, Percentile(99.0))
+    config = NARROW.with_rules(names={added: chosen})
+    gm = annotated(body, config)
+    estimators = range_estimators(gm, config)
+    assert estimators["max_pool2d_requantize"] == estimators[added] == chosen.activation_range
 
 
 def test_rule_with_as_many_bits_needs_no_copy() -> None:
@@ -215,3 +231,14 @@ def test_chosen_widths_keep_the_copies() -> None:
     config = allocate_bits(model, IMAGES[:1], 4.0, config=preset(4, 4), progress=False).config
     found = bits(annotate(fused(model, IMAGES[:1]), config))
     assert (found["c"], found["c_requantize"]) == (8, 4)
+
+
+def test_chosen_widths_keep_copies_of_moved_values() -> None:
+    def body(net: Net, x: Tensor) -> Tensor:
+        y = F.max_pool2d(net.b(net.a(x)), 2)
+        return net.e(net.d(net.c(y) + y))
+
+    model = Net(body).eval()
+    config = allocate_bits(model, IMAGES[:1], 4.0, config=preset(4, 4), progress=False).config
+    found = bits(annotate(fused(model, IMAGES[:1]), config))
+    assert (found["max_pool2d"], found["max_pool2d_requantize"]) == (8, 4)
