@@ -20,7 +20,7 @@ from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator, Statistics
 from fxquant.numerics.types import QParams, QuantSpec, qparams_from_range
 from fxquant.ops import Grid
-from fxquant.ops.opdef import apply_clamp
+from fxquant.ops.clamp import apply_clamp
 from fxquant.ops.shape import pad
 
 

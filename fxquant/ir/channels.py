@@ -24,8 +24,8 @@ from torch.fx import GraphModule, Node
 
 from fxquant.ir import meta
 from fxquant.ops import arithmetic, elementwise, pool, shape
+from fxquant.ops.clamp import Clamp
 from fxquant.ops.conv import linear
-from fxquant.ops.opdef import Clamp
 
 _ZERO = -1  # label of a zero: it stays one, whatever the factor
 

@@ -9,15 +9,14 @@ from torch import Tensor
 
 from fxquant.numerics import reference
 from fxquant.numerics.requantize import requant_from_real
+from fxquant.ops.clamp import Clamp, apply_clamp
 from fxquant.ops.opdef import (
-    Clamp,
     Grid,
     Input,
     IntegerCall,
     OpDef,
     Operand,
     QuantCall,
-    apply_clamp,
 )
 
 

@@ -9,15 +9,14 @@ from torch import Tensor
 from fxquant.numerics import reference
 from fxquant.numerics.accumulator import check_accumulator
 from fxquant.numerics.requantize import requant_from_real
+from fxquant.ops.clamp import Clamp, apply_clamp
 from fxquant.ops.opdef import (
-    Clamp,
     FloatOutput,
     Grid,
     Input,
     IntegerCall,
     OpDef,
     QuantCall,
-    apply_clamp,
 )
 
 

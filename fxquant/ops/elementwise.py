@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant.numerics import reference
-from fxquant.ops.opdef import Clamp, Grid, Input, IntegerCall, OpDef, QuantCall
+from fxquant.ops.clamp import Clamp
+from fxquant.ops.opdef import Grid, Input, IntegerCall, OpDef, QuantCall
 
 
 def clamp(x: Tensor, *, clamp: Clamp) -> Tensor:

@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from math import inf
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
 from fxquant.errors import NumericsError
 from fxquant.numerics.types import QParams, QTensor
 from fxquant.numerics.width import WIDTH_8, Width, width_of
-
-Clamp = tuple[float | None, float | None]
+from fxquant.ops.clamp import Clamp
 
 
 class Grid(Enum):
@@ -191,20 +188,3 @@ class OpDef:
         """The operands a call adds on the grid of its result."""
         bound = self.bind(node)
         return [bound[name] for name in self.summed if name in bound]
-
-
-def apply_clamp(x: Tensor, clamp: Clamp | None) -> Tensor:
-    """Clamp in real values; None bounds are open.
-
-    Args:
-        x: A result nobody else has: changed in place.
-        clamp: The bounds.
-    """
-    if clamp is None or clamp == (None, None):
-        return x
-    if not x.requires_grad:
-        return x.clamp_(*clamp)
-    low, high = clamp
-    if high is None and low == 0:
-        return F.relu(x, inplace=True)  # these two are one pass each way
-    return F.hardtanh(x, -inf if low is None else low, inf if high is None else high, inplace=True)

@@ -20,7 +20,10 @@ _RESERVE = 64 << 20  # bytes left free on the disk
 def rows_of(x: Tensor, rows: Tensor) -> Tensor:
     """Some samples of a tensor, in its memory format, on the device of `rows`."""
     near = rows.to(x.device)
-    chosen = x[near] if x.ndim != 4 else x.permute(0, 2, 3, 1)[near].permute(0, 3, 1, 2)
+    if x.ndim == 4:
+        chosen = x.permute(0, 2, 3, 1).index_select(0, near).permute(0, 3, 1, 2)
+    else:
+        chosen = x.index_select(0, near)
     return chosen.to(rows.device)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxquant.solvers.squared_error import dot
+
 
 class _FakeQuantize(torch.autograd.Function):
     """`scale * clip(round(x / scale), low, high)` with the gradients of LSQ."""
@@ -29,16 +31,8 @@ class _FakeQuantize(torch.autograd.Function):
         to_x = torch.ops.aten.hardtanh_backward(grad, x, low, high)  # one pass: 0 outside
         if not ctx.needs_input_grad[1]:
             return to_x, None, None, None
-        to_scale = (_dot(grad, y) - _dot(to_x, x)) / scale
+        to_scale = (dot(grad, y) - dot(to_x, x)) / scale
         return to_x, to_scale.reshape(scale.shape), None, None
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products, without a temporary where both lie alike in memory."""
-    dense = a.is_contiguous() or a.is_contiguous(memory_format=torch.channels_last)
-    if a.stride() != b.stride() or not dense:
-        return (a * b).sum()
-    return torch.dot(a.as_strided((a.numel(),), (1,)), b.as_strided((b.numel(),), (1,)))
 
 
 def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:

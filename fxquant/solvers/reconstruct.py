@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant.errors import ConfigError
@@ -36,6 +37,7 @@ from fxquant.solvers.augment import augmented
 from fxquant.solvers.base import Scope, UnitProblem, UnitSolution, UnitSolver
 from fxquant.solvers.crop import find_crop
 from fxquant.solvers.rounding import Rounding, StraightThrough
+from fxquant.solvers.squared_error import mean_squared_error
 from fxquant.solvers.trainable import Trainable
 
 _REPORTS = 10  # iterations between words on how far it is
@@ -241,12 +243,12 @@ class _Loop:
             if self.training.loss == "kl":
                 log_p = target.log_softmax(-1)
                 terms.append(
-                    torch.nn.functional.kl_div(
+                    F.kl_div(
                         results[name].log_softmax(-1), log_p, log_target=True, reduction="batchmean"
                     )
                 )
                 continue
-            terms.append((results[name] - target).square().mean() / self.power[name])
+            terms.append(mean_squared_error(results[name], target) / self.power[name])
         return torch.stack(terms).sum()
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import fxquant
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
 from fxquant.numerics.types import QParams, QTensor, weight_spec
-from fxquant.ops.opdef import apply_clamp
+from fxquant.ops.clamp import apply_clamp
 from fxquant.solvers import (
     GPTQ,
     EasyQuant,
