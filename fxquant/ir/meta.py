@@ -138,10 +138,15 @@ def runs_on_integers(node: Node) -> bool:
     return opdef(node) is not None and float_reason(node) is None
 
 
+def is_weighted(node: Node) -> bool:
+    """Whether a node is an operator with a weight, on integers or not."""
+    definition = opdef(node)
+    return definition is not None and definition.weighted
+
+
 def is_layer(node: Node) -> bool:
     """Whether a node is a weighted operator on integers."""
-    definition = opdef(node)
-    return definition is not None and definition.weighted and float_reason(node) is None
+    return is_weighted(node) and float_reason(node) is None
 
 
 def shares_grid(node: Node) -> bool:

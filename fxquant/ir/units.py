@@ -113,7 +113,7 @@ class _Group:
 
     def __init__(self, members: list[Node], first: bool) -> None:
         self.members = members
-        self.layers = [n for n in members if _weighted(n)]
+        self.layers = [n for n in members if meta.is_weighted(n)]
         self.closed = len(members) > 1 or first or not self.layers
 
     def accepts(self, region: _Group) -> bool:
@@ -132,11 +132,6 @@ class _Group:
             block = len(region.members) > 1
             result.closed = block or (not _depthwise(last) or len(result.layers) >= _LONGEST)
         return result
-
-
-def _weighted(node: Node) -> bool:
-    definition = meta.opdef(node)
-    return definition is not None and definition.weighted
 
 
 def _depthwise(node: Node) -> bool:

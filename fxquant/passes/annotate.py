@@ -120,7 +120,7 @@ class _Choices:
     def _first_last(self, operators: list[Node]) -> None:
         """Weights and results of the first and last layer, and the grid the last one reads."""
         special = self.config.first_last
-        weighted = [n for n in operators if _is_weighted(n)]
+        weighted = [n for n in operators if meta.is_weighted(n)]
         if special is None or not weighted or self.config.default is None:
             return
         bits = replace(
@@ -160,11 +160,6 @@ class _Choices:
         return self.chosen[node]
 
 
-def _is_weighted(node: Node) -> bool:
-    definition = meta.opdef(node)
-    return definition is not None and definition.weighted
-
-
 def _is_kind(node: Node, kind: type[nn.Module] | str) -> bool:
     name = kind if isinstance(kind, str) else kind.__name__
     return name in meta.provenance(node).kinds or name == getattr(node.target, "__name__", "")
@@ -196,7 +191,7 @@ def _activations(node: Node) -> list[Node]:
 
 def _weights(gm: GraphModule, choices: _Choices) -> None:
     for node in gm.graph.nodes:
-        if meta.float_reason(node) is None and _is_weighted(node):
+        if meta.float_reason(node) is None and meta.is_weighted(node):
             config, rule = choices.of(node)
             assert config is not None
             spec = weight_spec(config.weight_bits)

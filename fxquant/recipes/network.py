@@ -105,7 +105,7 @@ def describe(model: Any, example_inputs: Any, config: Config) -> Network:
     inputs = tuple(x.detach().to("cpu", torch.float32) for x in as_inputs(example_inputs))
     gm = annotate(fuse(normalize(capture(model, inputs), inputs)), config)
     operators = [n for n in gm.graph.nodes if n.op.startswith("call_")]
-    weighted = [n for n in operators if _is_weighted(n)]
+    weighted = [n for n in operators if meta.is_weighted(n)]
     by_weight: dict[Node, list[Node]] = {}
     for node in filter(meta.is_layer, weighted):
         by_weight.setdefault(_weight_node(node), []).append(node)
@@ -122,11 +122,6 @@ def describe(model: Any, example_inputs: Any, config: Config) -> Network:
             remedy="use uniform widths, or remove rules from the configuration",
         )
     return network
-
-
-def _is_weighted(node: Node) -> bool:
-    definition = meta.opdef(node)
-    return definition is not None and definition.weighted
 
 
 def _weight_node(layer: Node) -> Node:
