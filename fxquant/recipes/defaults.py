@@ -1,4 +1,4 @@
-"""The default recipe of each precision: the best one measured (docs/results.md)."""
+"""The default recipe of each precision: the best one measured (docs/experiments.md)."""
 
 from __future__ import annotations
 
