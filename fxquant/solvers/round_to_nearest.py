@@ -4,27 +4,33 @@ Problem: rounding weights and inputs shifts the mean of every output channel; th
 over the layers, most of all in depthwise networks.
 
     w_q = s * round(w / s),  s per channel: covers max |w| at 8 bits, least squares below
-    b' = b + E[conv(x; w) - conv(x_q; w_q)]       per output channel, before the clamp
+    b' = b + E[y - y_q | open],  y = clamp(conv(x; w) + b),  y_q = clamp(conv(x_q; w_q) + b)
 
-`x` is the layer's input in the float network, `x_q` its input with everything before it already
-quantized and corrected (the "full" correction: one layer after the other), so that each layer
-also absorbs what is left of the errors before it.
+per output channel, over the positions where the clamp is open for `y` or for `y_q`: a bias shows
+nowhere else. Before the clamp (`behind_clamp=False`, as published:
+`E[conv(x; w) - conv(x_q; w_q)]`) errors count that no layer sees, and the shift by them harms all
+others: clipped inputs move results far below zero most of all. `x` is the layer's input in the
+float network, `x_q` its input with everything before it already quantized and corrected (the
+"full" correction: one layer after the other), so that each layer also absorbs what is left of the
+errors before it.
 
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction",
-ICCV 2019, section 4.2 (empirical form, appendix D).
+ICCV 2019, section 4.2 (empirical form, appendix D). The mean behind the clamp is ours.
 Symbols: w_q -> codes * scale, b' -> bias, E -> mean over samples and positions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fxquant.ir.floats import within_bounds
 from fxquant.numerics.types import QTensor
-from fxquant.solvers.base import LayerProblem, LayerSolution, LayerSolver
+from fxquant.ops.clamp import apply_clamp
+from fxquant.solvers.base import Layer, LayerProblem, LayerSolution, LayerSolver
 from fxquant.solvers.scale_search import floor_scale, max_scale, round_to_grid, search_scale
 
 
@@ -55,22 +61,45 @@ class RoundToNearest(LayerSolver):
 
 @dataclass(frozen=True, slots=True)
 class BiasCorrection(LayerSolver):
-    """The second equation of the module docstring; leaves the codes as they are."""
+    """The second equation of the module docstring; leaves the codes as they are.
+
+    Attributes:
+        behind_clamp: Match means behind the layer's activation, not before it.
+    """
+
+    behind_clamp: bool = True
 
     def solve_layer(self, problem: LayerProblem, rng: torch.Generator) -> LayerSolution:
         """See LayerSolver."""
         layer = problem.layer
-        return LayerSolution(layer.start, layer.bias + mean_shift(problem, layer.start))
+        shift = mean_shift(problem, layer.start, self.behind_clamp)
+        return LayerSolution(layer.start, layer.bias + shift)
 
 
-def mean_shift(problem: LayerProblem, weight: QTensor) -> Tensor:
-    """`E[float output - quantized output]` per channel without bias change, `[O]`."""
+def mean_shift(problem: LayerProblem, weight: QTensor, behind_clamp: bool = True) -> Tensor:
+    """The second equation of the module docstring: what it adds to the float bias, `[O]`."""
     layer, rounded = problem.layer, weight.dequantize()
     total = torch.zeros(len(layer.bias), dtype=torch.float64, device=rounded.device)
-    count = 0
+    count = torch.zeros_like(total)
     for x, x_q in zip(problem.float_operands, problem.quantized_operands, strict=True):
-        difference = layer.run(x, layer.weight, layer.bias) - layer.run(x_q, rounded, layer.bias)
-        channels_last = difference.movedim(layer.channel_axis, -1)
-        total += channels_last.reshape(-1, channels_last.shape[-1]).sum(0, dtype=torch.float64)
-        count += channels_last.numel() // channels_last.shape[-1]
-    return (total / max(count, 1)).float()
+        y, y_q = layer.run(x, layer.weight, layer.bias), layer.run(x_q, rounded, layer.bias)
+        is_open = torch.ones_like(y, dtype=torch.bool)
+        if behind_clamp:
+            clamped, clamped_q = _clamped(layer, y), _clamped(layer, y_q)
+            is_open = (clamped == y) | (clamped_q == y_q)
+            y, y_q = clamped, clamped_q
+        total += _per_channel(layer, y - y_q)
+        count += _per_channel(layer, is_open)
+    return (total / count.clamp(min=1)).float()
+
+
+def _clamped(layer: Layer, value: Tensor) -> Tensor:
+    """A result of the layer behind its clamps, a copy."""
+    clamp: Any = layer.node.kwargs.get("clamp")
+    return within_bounds(layer.node, apply_clamp(value.clone(), clamp))
+
+
+def _per_channel(layer: Layer, value: Tensor) -> Tensor:
+    """Sums over samples and positions, `[O]`, float64."""
+    channels_last = value.movedim(layer.channel_axis, -1)
+    return channels_last.reshape(-1, channels_last.shape[-1]).sum(0, dtype=torch.float64)

@@ -10,9 +10,13 @@ from torch import nn
 import fxquant
 from fxquant.numerics.types import QParams, activation_spec, weight_spec
 from fxquant.numerics.width import WIDTH_8
-from fxquant.solvers import BiasCorrection, RoundToNearest
+from fxquant.ops.clamp import Clamp, apply_clamp
+from fxquant.ops.conv import conv2d
+from fxquant.solvers import BiasCorrection, LayerProblem, RoundToNearest
+from fxquant.solvers.round_to_nearest import mean_shift
 from fxquant.solvers.scale_search import floor_scale, max_scale, round_to_grid, search_scale
-from tests.graphs import fused, ops_of
+from tests.graphs import fused, ops_of, signal_to_noise
+from tests.solvers.layers import make_layer
 
 W = torch.randn(9, 4, 3, 3, generator=torch.Generator().manual_seed(0))
 
@@ -128,3 +132,45 @@ def test_default_recipe_at_8_bits() -> None:
     b = fxquant.quantize(depthwise_chain(), [x], solver=steps, progress=False)
     assert torch.equal(a.reference(x), b.reference(x))
     assert F.mse_loss(a(x), depthwise_chain()(x)).item() < 1e-3
+
+
+@pytest.mark.parametrize("clamp", [(0.0, None), (0.0, 1.5), None])
+def test_shift_matches_means_behind_the_clamp(clamp: Clamp | None) -> None:
+    torch.manual_seed(0)
+    layer = make_layer(conv2d, torch.randn(4, 3, 3, 3), bits=2, clamp=clamp)
+    x = torch.randn(6, 3, 7, 5)
+    problem = LayerProblem(layer, [(x,)], [(x.clamp(-1, 1),)])
+    y = layer.run((x,), layer.weight, layer.bias)
+    y_q = layer.run((x.clamp(-1, 1),), layer.start.dequantize(), layer.bias)
+    low, high = clamp or (None, None)
+    low, high = -torch.inf if low is None else low, torch.inf if high is None else high
+    inside = ((y >= low) & (y <= high)) | ((y_q >= low) & (y_q <= high))
+    expected = (apply_clamp(y.clone(), clamp) - apply_clamp(y_q.clone(), clamp)).sum((0, 2, 3))
+    shift = mean_shift(problem, layer.start)
+    torch.testing.assert_close(shift, expected / inside.sum((0, 2, 3)))
+    before = mean_shift(problem, layer.start, behind_clamp=False)
+    torch.testing.assert_close(before, (y - y_q).mean((0, 2, 3)))
+    assert torch.allclose(before, shift) == (clamp is None)
+
+
+def test_errors_that_no_layer_sees_shift_nothing() -> None:
+    """Clipped inputs that move results far below zero."""
+    layer = make_layer(conv2d, -torch.ones(1, 1, 1, 1), clamp=(0.0, None))
+    x = torch.tensor([100.0, 50.0, -1.0, -2.0]).reshape(4, 1, 1, 1)
+    problem = LayerProblem(layer, [(x,)], [(x.clamp(max=10),)])
+    scale = float(layer.start.dequantize())
+    y, y_q = (w * torch.tensor([-1.0, -2.0]) + layer.bias for w in (-1.0, scale))
+    assert float(mean_shift(problem, layer.start)) == pytest.approx(float((y - y_q).mean()))
+    assert float(mean_shift(problem, layer.start, behind_clamp=False)) < -20
+
+
+def test_narrow_layers_gain_by_means_behind_the_clamp() -> None:
+    model, x = depthwise_chain(), torch.randn(16, 3, 12, 12)
+    config = fxquant.Config(default=fxquant.OpConfig(3, 4))
+
+    def quality(behind_clamp: bool) -> float:
+        solver = (RoundToNearest(), BiasCorrection(behind_clamp))
+        quantized = fxquant.quantize(model, [x], config=config, solver=solver, progress=False)
+        return signal_to_noise(model(x).detach(), quantized(x))
+
+    assert quality(True) > quality(False)
