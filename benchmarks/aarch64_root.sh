@@ -9,15 +9,15 @@ pip=${2:-pip}
 apt="-o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::State::status=/dev/null
   -o Dir::State::Lists=$folder/lists -o Dir::Cache=$folder/cache"
 mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial" "$folder/debs" \
-  "$folder/wheels" "$folder/root/site" "$folder/root/proc"
+  "$folder/wheels" "$folder/sysroot/site" "$folder/sysroot/proc"
 apt-get $apt -qq update
 cd "$folder/debs"
 apt-get $apt -qq download python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 \
   libstdc++6 libgcc-s1 libgomp1 zlib1g libexpat1 libssl3 libffi8 liblzma5 libbz2-1.0
-for package in *.deb; do dpkg -x "$package" "$folder/root"; done
+for package in *.deb; do dpkg -x "$package" "$folder/sysroot"; done
 $pip download -q --no-deps --only-binary=:all: --python-version 3.11 -d "$folder/wheels" \
   --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 onnxruntime==1.31.1 numpy
 for wheel in "$folder"/wheels/*.whl; do
-  python3 -m zipfile -e "$wheel" "$folder/root/site"
+  python3 -m zipfile -e "$wheel" "$folder/sysroot/site"
 done
-echo "use it with --onnxruntime-root $folder/root"
+echo "use it with --onnxruntime-root $folder/sysroot"
