@@ -177,8 +177,8 @@ def scaling_notes(gm: GraphModule) -> dict[str, str]:
     """By layer name, by what its channels were divided."""
     notes: dict[str, str] = {}
     for node in gm.graph.nodes:
-        factors, definition = meta.channel_factors(node), meta.opdef(node)
-        if factors is not None and definition is not None and definition.weighted:
+        factors = meta.channel_factors(node)
+        if factors is not None and meta.is_weighted(node):
             low, high = float(factors.min()), float(factors.max())
             notes[node.name] = f"channels divided by {low:.3g}..{high:.3g}"
     return notes

@@ -14,13 +14,12 @@ from fxquant.errors import CalibrationError
 from fxquant.ir import meta
 from fxquant.ir.batch import channels_last, samples_at_once
 from fxquant.ir.device import device_of, working_on
-from fxquant.ir.floats import FloatNetwork, channel_bounds, within_bounds
+from fxquant.ir.floats import FloatNetwork, channel_bounds, clamped
 from fxquant.ir.headroom import with_headroom
 from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator, Statistics
 from fxquant.numerics.types import QParams, QuantSpec, qparams_from_range
 from fxquant.ops import Grid
-from fxquant.ops.clamp import apply_clamp
 from fxquant.ops.shape import pad
 
 
@@ -80,7 +79,7 @@ class _Observer(FloatNetwork):
         (x, weight, bias, residual), kwargs = self.fetch_args_kwargs_from_env(n)
         term = layer(x, weight, bias, **{**kwargs, "clamp": None})
         self.terms[n.name] = max(self.terms[n.name], float(term.abs().amax()))
-        return within_bounds(n, apply_clamp(term + residual, kwargs.get("clamp")))
+        return clamped(n, term + residual)
 
 
 class SampleStore:
@@ -255,5 +254,4 @@ def _padded_values(node: Node) -> Iterator[float]:
 
 def _adds_residual(node: Node) -> bool:
     """Whether a weighted layer adds an operand on its accumulators."""
-    definition = meta.opdef(node)
-    return definition is not None and meta.is_layer(node) and bool(definition.terms(node))
+    return meta.is_layer(node) and bool(meta.summands(node))

@@ -180,10 +180,7 @@ class Quantized:
                 continue
             operator = getattr(node.target, "__name__", str(node.target))
             quant, reason = meta.quant(node), meta.float_reason(node)
-            weight = ""
-            definition = meta.opdef(node)
-            if reason is None and definition is not None and definition.weighted:
-                weight = str(meta.qparams(node.args[1]))
+            weight = str(meta.qparams(node.args[1])) if meta.is_layer(node) else ""
             result = str(quant.qparams) if quant is not None else "float"
             note = f"float: {reason}" if reason else self.notes.get(node.name, "")
             shape = "x".join(map(str, node.meta.get("shape", ())))

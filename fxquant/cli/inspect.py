@@ -137,8 +137,7 @@ def _row(node: Node, notes: dict[str, str]) -> dict[str, Any]:
 
 
 def _weight_bits(node: Node) -> int | None:
-    definition = meta.opdef(node)
-    if definition is None or not definition.weighted or meta.float_reason(node) is not None:
+    if not meta.is_layer(node):
         return None
     weight = node.args[1]
     assert isinstance(weight, Node)

@@ -129,8 +129,7 @@ def _operator(node: Node) -> str:
 
 
 def _weight(quantized: Quantized, node: Node) -> Weight | None:
-    definition = meta.opdef(node)
-    if definition is None or not definition.weighted:
+    if not meta.is_weighted(node):
         return None
     source = node.args[1]
     assert isinstance(source, Node)

@@ -188,8 +188,7 @@ def _float_weights(quantized: Quantized, probe: Probe) -> dict[str, Tensor]:
     originals = {n.name: n for n in probe.original.graph.nodes}
     weights = {}
     for node in quantized.calibrated.graph.nodes:
-        definition = meta.opdef(node)
-        if definition is None or not definition.weighted or not meta.runs_on_integers(node):
+        if not meta.is_layer(node):
             continue
         factors = [meta.channel_factors(n) for n in (node, node.all_input_nodes[0])]
         if any(f is not None for f in factors):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from fxquant.ir import meta
+from fxquant.ops.clamp import apply_clamp
 
 
 def channel_bounds(node: Node) -> tuple[Tensor | None, Tensor | None]:
@@ -39,6 +40,17 @@ def within_bounds(node: Node, value: Any) -> Any:
     """
     low, high = channel_bounds(node)
     return value if low is None and high is None else value.clamp_(low, high)
+
+
+def clamped(node: Node, value: Tensor) -> Tensor:
+    """An operator's result inside its clamp and that of each of its channels.
+
+    Args:
+        node: The operator.
+        value: Its result before the clamp, changed in place.
+    """
+    clamp: Any = node.kwargs.get("clamp")
+    return within_bounds(node, apply_clamp(value, clamp))
 
 
 class FloatNetwork(Interpreter):

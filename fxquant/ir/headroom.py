@@ -19,10 +19,7 @@ def finest_scale(node: Node) -> float:
     Terms of a sum are added on the grid of the result before the one rounding: each operand, and
     the accumulators of a layer with a residual (`meta.term`), must fit it although they may cancel.
     """
-    definition = meta.opdef(node)
-    if definition is None or not meta.runs_on_integers(node):
-        return 0.0
-    summed = [Operand.of(meta.qparams(term)) for term in definition.terms(node)]
+    summed = [Operand.of(meta.qparams(operand)) for operand in meta.summands(node)]
     quant = meta.quant(node)
     if not summed or quant is None:
         return 0.0

@@ -149,6 +149,15 @@ def is_layer(node: Node) -> bool:
     return is_weighted(node) and float_reason(node) is None
 
 
+def summands(node: Node) -> list[Node]:
+    """The operands an integer operator adds on the grid of its result."""
+    definition = opdef(node)
+    if definition is None or float_reason(node) is not None:
+        return []
+    bound = definition.bind(node)
+    return [bound[name] for name in definition.summed if name in bound]
+
+
 def shares_grid(node: Node) -> bool:
     """Whether a node is an operator that moves codes: its result lies on its operand's grid."""
     definition = opdef(node)

@@ -10,14 +10,7 @@ from torch import Tensor
 from fxquant.numerics import reference
 from fxquant.numerics.requantize import requant_from_real
 from fxquant.ops.clamp import Clamp, apply_clamp
-from fxquant.ops.opdef import (
-    Grid,
-    Input,
-    IntegerCall,
-    OpDef,
-    Operand,
-    QuantCall,
-)
+from fxquant.ops.opdef import Grid, Input, IntegerCall, OpDef, Operand, QuantCall
 
 
 def requantize(x: Tensor) -> Tensor:

@@ -10,14 +10,7 @@ from fxquant.numerics import reference
 from fxquant.numerics.accumulator import check_accumulator
 from fxquant.numerics.requantize import requant_from_real
 from fxquant.ops.clamp import Clamp, apply_clamp
-from fxquant.ops.opdef import (
-    FloatOutput,
-    Grid,
-    Input,
-    IntegerCall,
-    OpDef,
-    QuantCall,
-)
+from fxquant.ops.opdef import FloatOutput, Grid, Input, IntegerCall, OpDef, QuantCall
 
 
 def conv2d(

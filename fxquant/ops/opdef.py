@@ -183,8 +183,3 @@ class OpDef:
         """All arguments of a call by parameter name; absent and None tensors are left out."""
         named = dict(zip(self.parameters, node.args, strict=False))
         return {k: v for k, v in named.items() if v is not None} | dict(node.kwargs)
-
-    def terms(self, node: Node) -> list[Node]:
-        """The operands a call adds on the grid of its result."""
-        bound = self.bind(node)
-        return [bound[name] for name in self.summed if name in bound]

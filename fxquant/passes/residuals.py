@@ -31,8 +31,8 @@ def residual_values(gm: GraphModule) -> list[Node]:
     """
     found: dict[Node, None] = {}
     for node in gm.graph.nodes:
-        terms = _terms(node)
-        for value in (*terms, node) if terms else ():
+        summands = meta.summands(node)
+        for value in (*summands, node) if summands else ():
             owner = meta.grid_owner(value)
             if meta.runs_on_integers(owner) and not _only_for_layers(owner):
                 found[owner] = None
@@ -71,14 +71,6 @@ def insert_copy(gm: GraphModule, value: Node) -> Node:
     return copy
 
 
-def _terms(node: Node) -> list[Node]:
-    """The operands an integer operator adds."""
-    definition = meta.opdef(node)
-    if definition is None or meta.float_reason(node) is not None:
-        return []
-    return definition.terms(node)
-
-
 def _multiplies(node: Node, value: Node) -> bool:
     """Whether an operator multiplies a value by its weights."""
     return meta.is_layer(node) and node.args[0] is value
@@ -87,7 +79,7 @@ def _multiplies(node: Node, value: Node) -> bool:
 def _only_for_layers(value: Node) -> bool:
     """Whether nothing but the products of layers depends on a value."""
     return all(
-        (_multiplies(user, value) and value not in _terms(user))
+        (_multiplies(user, value) and value not in meta.summands(user))
         or (meta.shares_grid(user) and _only_for_layers(user))
         for user in value.users
     )

@@ -43,6 +43,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import ConfigError
+from fxquant.ir import meta
 from fxquant.ir.floats import channel_bounds
 from fxquant.numerics.types import QParams, QTensor
 from fxquant.solvers.base import Layer, LayerProblem, LayerSolution, LayerSolver, ValueProblem
@@ -222,7 +223,7 @@ def _clamps(layer: Layer) -> _Clamps:
     before the clamp.
     """
     clamp: Any = layer.node.kwargs.get("clamp")
-    if clamp is None or layer.definition.terms(layer.node):
+    if clamp is None or meta.summands(layer.node):
         return ()
     shape = (layer.groups, 1, -1)
     own = tuple(b if b is None else b.reshape(shape) for b in channel_bounds(layer.node))

@@ -16,20 +16,20 @@ errors before it.
 
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction",
 ICCV 2019, section 4.2 (empirical form, appendix D). The mean behind the clamp is ours.
-Symbols: w_q -> codes * scale, b' -> bias, E -> mean over samples and positions.
+Symbols: w_q -> codes * scale, b' -> bias, E -> mean over samples and positions,
+open -> is_open.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fxquant.ir.floats import within_bounds
+from fxquant.ir.floats import clamped
 from fxquant.numerics.types import QTensor
-from fxquant.ops.clamp import apply_clamp
 from fxquant.solvers.base import Layer, LayerProblem, LayerSolution, LayerSolver
 from fxquant.solvers.scale_search import floor_scale, max_scale, round_to_grid, search_scale
 
@@ -84,19 +84,13 @@ def mean_shift(problem: LayerProblem, weight: QTensor, behind_clamp: bool = True
     for x, x_q in zip(problem.float_operands, problem.quantized_operands, strict=True):
         y, y_q = layer.run(x, layer.weight, layer.bias), layer.run(x_q, rounded, layer.bias)
         is_open = torch.ones_like(y, dtype=torch.bool)
-        if behind_clamp:
-            clamped, clamped_q = _clamped(layer, y), _clamped(layer, y_q)
-            is_open = (clamped == y) | (clamped_q == y_q)
-            y, y_q = clamped, clamped_q
+        if behind_clamp and layer.node.kwargs.get("clamp") is not None:
+            before, before_q = y.clone(), y_q.clone()
+            y, y_q = clamped(layer.node, y), clamped(layer.node, y_q)
+            is_open = (y == before) | (y_q == before_q)
         total += _per_channel(layer, y - y_q)
         count += _per_channel(layer, is_open)
     return (total / count.clamp(min=1)).float()
-
-
-def _clamped(layer: Layer, value: Tensor) -> Tensor:
-    """A result of the layer behind its clamps, a copy."""
-    clamp: Any = layer.node.kwargs.get("clamp")
-    return within_bounds(layer.node, apply_clamp(value.clone(), clamp))
 
 
 def _per_channel(layer: Layer, value: Tensor) -> Tensor:

@@ -158,8 +158,8 @@ def test_errors_that_no_layer_sees_shift_nothing() -> None:
     layer = make_layer(conv2d, -torch.ones(1, 1, 1, 1), clamp=(0.0, None))
     x = torch.tensor([100.0, 50.0, -1.0, -2.0]).reshape(4, 1, 1, 1)
     problem = LayerProblem(layer, [(x,)], [(x.clamp(max=10),)])
-    scale = float(layer.start.dequantize())
-    y, y_q = (w * torch.tensor([-1.0, -2.0]) + layer.bias for w in (-1.0, scale))
+    rounded = float(layer.start.dequantize())
+    y, y_q = (w * torch.tensor([-1.0, -2.0]) + layer.bias for w in (-1.0, rounded))
     assert float(mean_shift(problem, layer.start)) == pytest.approx(float((y - y_q).mean()))
     assert float(mean_shift(problem, layer.start, behind_clamp=False)) < -20
 
