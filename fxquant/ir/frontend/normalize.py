@@ -15,55 +15,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from fxquant.errors import CaptureError
 from fxquant.ir.build import GraphBuilder
 from fxquant.ir.frontend.call import Call, canonical_name
 from fxquant.ir.frontend.capture import source_line
 from fxquant.ir.frontend.handlers import HANDLERS
+from fxquant.ir.frontend.in_place import out_of_place
 from fxquant.ir.frontend.modules import MODULES, Functional, Parameter
+from fxquant.ir.frontend.record import Recorder, TensorInfo, has_tensor
 from fxquant.ir.meta import Provenance, set_provenance, set_value
 
 _SHAPE_QUERIES = {"size", "dim", "ndimension", "numel", "getattr", "len", "is_floating_point",
                   "stride", "sym_size", "getitem", "eq", "ne", "type", "is_contiguous"}  # fmt: skip
 _ASSERTIONS = {"_assert", "_assert_async", "_assert_tensor_metadata", "_log_api_usage_once"}
-
-
-class _Recorder(Interpreter):
-    """Runs the captured graph once; keeps shapes of tensors and values of everything else."""
-
-    def __init__(self, gm: GraphModule) -> None:
-        super().__init__(gm)
-        self.values: dict[Node, Any] = {}
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        self.values[n] = _abstract(value)
-        return value
-
-
-class TensorInfo:
-    """Shape and dtype standing for a tensor."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.shape, self.dtype = tuple(tensor.shape), tensor.dtype
-
-
-def _abstract(value: Any) -> Any:
-    if isinstance(value, torch.Size):
-        return tuple(value)
-    if isinstance(value, Tensor):
-        return TensorInfo(value)
-    if isinstance(value, tuple | list):
-        return tuple(_abstract(v) for v in value)
-    return value
-
-
-def _has_tensor(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return any(_has_tensor(v) for v in value)
-    return isinstance(value, TensorInfo)
 
 
 def normalize(gm: GraphModule, inputs: tuple[Tensor, ...]) -> GraphModule:
@@ -72,10 +38,10 @@ def normalize(gm: GraphModule, inputs: tuple[Tensor, ...]) -> GraphModule:
     Raises:
         CaptureError: The model fails on the example inputs, or reads values out of tensors.
     """
-    recorder = _Recorder(gm)
+    recorder = Recorder(gm)
     try:
-        with torch.no_grad():
-            recorder.run(*inputs)
+        with torch.inference_mode(False), torch.no_grad():
+            recorder.run(*(x.clone() for x in inputs))  # the model may write into them
     except CaptureError:
         raise
     except Exception as error:
@@ -85,14 +51,14 @@ def normalize(gm: GraphModule, inputs: tuple[Tensor, ...]) -> GraphModule:
             where=", ".join(str(tuple(x.shape)) for x in inputs),
             remedy="pass example inputs that forward() accepts",
         ) from error
-    return _Normalizer(gm, recorder.values).run()
+    return _Normalizer(gm, recorder).run()
 
 
 class _Normalizer:
     """The walk over the captured graph."""
 
-    def __init__(self, gm: GraphModule, values: dict[Node, Any]) -> None:
-        self.gm, self.values = gm, values
+    def __init__(self, gm: GraphModule, recorder: Recorder) -> None:
+        self.gm, self.values, self.overwritten = gm, recorder.values, recorder.overwritten
         self.builder = GraphBuilder()
         self.env: dict[Node, Any] = {}
 
@@ -103,6 +69,8 @@ class _Normalizer:
                 outputs = self._mapped(node.args[0])
             else:
                 self.env[node] = self._value(node)
+                for alias in self.overwritten.get(node, ()):
+                    self.env[alias] = self.env[node]
         return self.builder.finish(outputs)
 
     def _mapped(self, argument: Any) -> Any:
@@ -133,7 +101,7 @@ class _Normalizer:
         name = canonical_name(node)
         if name in _ASSERTIONS:
             return None
-        if not _has_tensor(recorded):
+        if not has_tensor(recorded):
             self._check_static(node, name)
             return recorded
         args, kwargs = self._mapped(node.args), self._mapped(node.kwargs)
@@ -141,7 +109,7 @@ class _Normalizer:
 
     def _check_static(self, node: Node, name: str) -> None:
         """A constant made from a tensor's values, not from its shape, must not be frozen."""
-        tensors = [n for n in node.all_input_nodes if _has_tensor(self.values[n])]
+        tensors = [n for n in node.all_input_nodes if has_tensor(self.values[n])]
         if tensors and name not in _SHAPE_QUERIES:
             raise CaptureError(
                 f"the model computes a Python value from the contents of a tensor ({name})",
@@ -223,6 +191,8 @@ class _Normalizer:
         """An operator outside the dialect: kept as it is, later a float island."""
         if node.op == "call_module":
             assert callable(target)
+        if node in self.overwritten:
+            target, args, kwargs = out_of_place(target, args, kwargs, source_line(node))
         op = "call_method" if isinstance(target, str) else "call_function"
         new = self.builder.graph.create_node(op, target, args, kwargs, node.name)
         recorded = self.values[node]
@@ -236,7 +206,7 @@ class _Normalizer:
         results = []
         for i, item in enumerate(recorded):
             part = self.builder.graph.call_function(operator.getitem, (new, i))
-            results.append(self._results(part, item) if _has_tensor(item) else item)
+            results.append(self._results(part, item) if has_tensor(item) else item)
         return tuple(results)
 
 
