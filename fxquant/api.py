@@ -77,7 +77,7 @@ class Prepared:
                 "this model is calibrated already",
                 remedy="call prepare again to calibrate with other data",
             )
-        return run_in_batches(self.calibration.observe, inputs, self.batch)
+        return run_in_batches(self.graph.graph, self.calibration.observe, inputs, self.batch)
 
     def __str__(self) -> str:
         nodes = {n.name: n for n in self.graph.graph.nodes}

@@ -87,10 +87,9 @@ class Quantized:
         Raises:
             ConfigError: Number, type or shape of the inputs is wrong.
         """
-        nodes = self.calibrated.graph.nodes
-        return run_in_batches(
-            self.integer, self._checked(inputs), self.batch, samples_at_once(nodes)
-        )
+        graph = self.integer.graph
+        most = samples_at_once(self.calibrated.graph.nodes)
+        return run_in_batches(graph, self.integer, self._checked(inputs), self.batch, most)
 
     def reference(self, *inputs: Tensor) -> Any:
         """The integer reference interpreter: another name of calling the network."""

@@ -1,6 +1,7 @@
 """Batches: their layout in memory, and their size.
 
-Graphs captured by torch.export, or with sizes written out, fix the batch.
+Graphs captured by torch.export, or with sizes written out, fix the batch; so do results that do not
+treat samples one by one.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Node
 
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
+from fxquant.ir.samples import by_sample, dependents
 
 _CACHED = 8 << 20  # bytes of the largest value: more would be fetched from memory again and again
 _MOST = 64  # samples
@@ -36,56 +38,34 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def fixed_batch(gm: GraphModule) -> int | None:
-    """The only batch size a graph can run, None if any will do.
-
-    Found by running the graph on meta tensors of twice the batch.
-    """
-    inputs = [n for n in gm.graph.nodes if n.op == "placeholder"]
-    batch = meta.shape_of(inputs[0])[0]
-    doubled = [
-        torch.empty(2 * batch, *meta.shape_of(n)[1:], dtype=meta.dtype_of(n), device="meta")
-        for n in inputs
-    ]
-    try:
-        with torch.no_grad():
-            results = _MetaInterpreter(gm).run(*doubled)
-    except (RuntimeError, ValueError, IndexError, TypeError):
+    """The only batch size a graph can run, None if any will do."""
+    batch = meta.shape_of(next(n for n in gm.graph.nodes if n.op == "placeholder"))[0]
+    known = by_sample(gm, probing=True)
+    if known is None:
         return batch
-    tensors: list[Tensor] = []
-    _collect(results, tensors)
-    return None if all(t.ndim > 0 and t.shape[0] % (2 * batch) == 0 for t in tensors) else batch
-
-
-class _MetaInterpreter(Interpreter):
-    """Reads parameters as meta tensors."""
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return super().get_attr(target, args, kwargs).to("meta")
-
-
-def _collect(value: Any, into: list[Tensor]) -> None:
-    if isinstance(value, Tensor):
-        into.append(value)
-    elif isinstance(value, dict):
-        _collect(list(value.values()), into)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            _collect(item, into)
+    own, results = dependents(gm.graph), gm.graph.output_node().all_input_nodes
+    return None if all(n.name in known for n in results if n in own) else batch
 
 
 def run_in_batches(
-    function: Callable[..., Any], inputs: Sequence[Tensor], batch: int | None, most: int = 0
+    graph: Graph,
+    function: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    batch: int | None,
+    most: int = 0,
 ) -> Any:
     """Call a function with parts of its inputs, and put its results together.
 
     Args:
+        graph: What the function runs.
         function: Treats samples one by one.
         inputs: `[N, ...]` each.
         batch: The only number of samples it takes, None if any will do.
         most: Samples to pass at once where any number will do; 0 for all.
 
     Raises:
-        ConfigError: The inputs are no multiple of the batch size.
+        ConfigError: The inputs are no multiple of the batch size, or several batches would be
+            needed for a result that has no samples.
     """
     size = inputs[0].shape[0] if inputs and inputs[0].ndim else 0
     if batch is not None and size != batch and inputs and (size == 0 or size % batch):
@@ -98,13 +78,23 @@ def run_in_batches(
     if size <= step:
         return function(*inputs)
     parts = [function(*(x[i : i + step] for x in inputs)) for i in range(0, size, step)]
-    return _concatenated(parts)
+    return _joined(graph.output_node().args[0], dependents(graph), parts)
 
 
-def _concatenated(parts: Sequence[Any]) -> Any:
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(parts))
-    if isinstance(first, dict):
-        return {k: _concatenated([p[k] for p in parts]) for k in first}
-    return type(first)(_concatenated(column) for column in zip(*parts, strict=True))
+def _joined(output: Any, own: set[Node], parts: Sequence[Any]) -> Any:
+    """Results of several batches, nested like the output; constants are the same in all."""
+    if isinstance(output, dict):
+        return {k: _joined(v, own, [p[k] for p in parts]) for k, v in output.items()}
+    if isinstance(output, tuple | list):
+        items = [_joined(v, own, [p[i] for p in parts]) for i, v in enumerate(output)]
+        kind = type(parts[0])
+        return kind(items) if kind in (tuple, list) else kind(*items)  # else a named tuple
+    if not isinstance(output, Node) or output not in own:
+        return parts[0]
+    if parts[0].ndim == 0:
+        raise ConfigError(
+            f"{output.name} is one number for a whole batch",
+            why=f"{len(parts)} batches are needed for inputs of this size",
+            remedy="feed the batch size that the model was prepared with",
+        )
+    return torch.cat(list(parts))

@@ -21,6 +21,7 @@ import networkx as nx
 from torch.fx import GraphModule, Node
 
 from fxquant.ir import meta
+from fxquant.ir.samples import sliceable
 from fxquant.ops import elementwise
 
 _SOURCE, _SINK = "(inputs)", "(outputs)"
@@ -65,7 +66,10 @@ def value_graph(gm: GraphModule) -> nx.DiGraph:
 
 
 def cut_points(gm: GraphModule) -> tuple[str, ...]:
-    """Names of the nodes on every path from input to output, in order."""
+    """Names of the values on every path from input to output, in order.
+
+    Only tensors that hold one sample after the other: solvers keep them for many samples.
+    """
     graph = value_graph(gm)
     dominators = nx.immediate_dominators(graph, _SOURCE)
     chain: list[str] = []
@@ -73,7 +77,8 @@ def cut_points(gm: GraphModule) -> tuple[str, ...]:
     while node is not None and node != _SOURCE:
         chain.append(node)
         node = dominators[node]
-    return tuple(reversed(chain))
+    kept = sliceable(gm)
+    return tuple(name for name in reversed(chain) if name in kept)
 
 
 def units(gm: GraphModule) -> tuple[Unit, ...]:

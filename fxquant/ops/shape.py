@@ -16,6 +16,13 @@ pad = reference.pad
 gather2d = reference.gather2d
 
 
+def for_any_batch(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...]:
+    """The `shape` of a reshape from `old` to `new` that leaves the number of samples open."""
+    if not old or not new:
+        return new
+    return (0 if old[0] == new[0] else -1, *new[1:])
+
+
 def _unchanged(function: Callable[..., Any]) -> Callable[[QuantCall], IntegerCall]:
     def integer(call: QuantCall) -> IntegerCall:
         return IntegerCall(function, (Input("x"),), dict(call.args))

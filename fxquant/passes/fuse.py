@@ -237,9 +237,7 @@ def reshape_of_reshape(gm: GraphModule, node: Node) -> Node | Refusal | None:
         node.replace_all_uses_with(x)
         gm.graph.erase_node(node)
         return x
-    shape = meta.shape_of(node)
-    if meta.shape_of(x)[0] == shape[0]:
-        shape = (0, *shape[1:])
+    shape = shape_ops.for_any_batch(meta.shape_of(x), meta.shape_of(node))
     return _replace(gm, node, shape_ops.reshape, (x,), {"shape": shape}, node)
 
 

@@ -17,14 +17,29 @@ from fxquant.errors import CalibrationError
 _RESERVE = 64 << 20  # bytes left free on the disk
 
 
-def rows_of(x: Tensor, rows: Tensor) -> Tensor:
-    """Some samples of a tensor, in its memory format, on the device of `rows`."""
-    near = rows.to(x.device)
+def span_of(x: Tensor, start: int, stop: int, samples: int) -> Tensor:
+    """Neighbouring samples of a tensor that holds `samples`, each in one row or in several."""
+    return x[start * len(x) // samples : stop * len(x) // samples]
+
+
+def rows_of(x: Tensor, chosen: Tensor, samples: int) -> Tensor:
+    """Some samples of a tensor, in its memory format, on the device of `chosen`.
+
+    Args:
+        x: Holds `samples`, each in one row or in several: reshapes may fold axes into the first.
+        chosen: Their numbers.
+        samples: How many there are.
+    """
+    near = chosen.to(x.device)
+    if len(x) != samples:
+        ends = [n * len(x) // samples for n in range(samples + 1)]
+        spans = [torch.arange(ends[n], ends[n + 1]) for n in chosen.tolist()]
+        near = torch.cat(spans).to(x.device)
     if x.ndim == 4:
-        chosen = x.permute(0, 2, 3, 1).index_select(0, near).permute(0, 3, 1, 2)
+        rows = x.permute(0, 2, 3, 1).index_select(0, near).permute(0, 3, 1, 2)
     else:
-        chosen = x.index_select(0, near)
-    return chosen.to(rows.device)
+        rows = x.index_select(0, near)
+    return rows.to(chosen.device)
 
 
 class ActivationMemory:

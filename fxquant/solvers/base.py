@@ -155,6 +155,7 @@ class UnitProblem:
         float_inputs: By name, `[S, ...]`: its inputs in the float network.
         quantized_inputs: The same under the quantized prefix, `[S, ...]`.
         targets: Its results in the float network, by name, `[S, ...]`.
+        samples: How many samples these hold; with axes folded into the first, S is a multiple.
         batch: The only number of samples the program can run at once, None if any will do.
         report: Takes a word on how far the solver is.
     """
@@ -168,6 +169,7 @@ class UnitProblem:
     float_inputs: Mapping[str, Tensor]
     quantized_inputs: Mapping[str, Tensor]
     targets: Mapping[str, Tensor]
+    samples: int
     batch: int | None = None
     report: Callable[[str], None] = _silent
 

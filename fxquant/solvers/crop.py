@@ -67,7 +67,8 @@ def find_crop(problem: UnitProblem, size: int) -> Crop | None:
     """Windows for a unit; None if its maps are small or a result depends on the whole map."""
     inputs = list(problem.float_inputs.values())
     targets = list(problem.targets.values())
-    if any(v.ndim != 4 for v in (*inputs, *targets)) or problem.batch is not None:
+    images = all(v.ndim == 4 and len(v) == problem.samples for v in (*inputs, *targets))
+    if not images or problem.batch is not None:
         return None
     height, width = inputs[0].shape[2:]
     same = all(v.shape[2:] == (height, width) for v in inputs)
@@ -82,8 +83,11 @@ def find_crop(problem: UnitProblem, size: int) -> Crop | None:
         return None
     crop = Crop(height, width, size, stride, 0)
     place = ((height - size) // stride // 2, (width - size) // stride // 2)
-    rows = torch.arange(1)
-    window = {n: crop.of_input(rows_of(v, rows), place) for n, v in problem.float_inputs.items()}
+    first = torch.arange(1)
+    window = {
+        n: crop.of_input(rows_of(v, first, problem.samples), place)
+        for n, v in problem.float_inputs.items()
+    }
     rims = _rims(crop, problem.program.run(window), problem.targets, place)
     rim = max(rims, default=0)
     return Crop(height, width, size, stride, rim) if 4 * rim < size // stride else None

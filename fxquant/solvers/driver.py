@@ -21,7 +21,7 @@ from fxquant.ir import meta
 from fxquant.ir.batch import bytes_per_sample, channels_last, samples_at_once
 from fxquant.ir.device import CPU
 from fxquant.ir.units import Unit
-from fxquant.solvers.activations import ActivationMemory
+from fxquant.solvers.activations import ActivationMemory, span_of
 from fxquant.solvers.base import (
     LayerSolver,
     Scope,
@@ -223,17 +223,19 @@ class _Driver:
         """Run a region on all samples of one prefix."""
         results: dict[str, Tensor] = {}
         hooks = (self.state.parameters, self.state.on_grid) if simulated else (None, None)
-        size = self._chunk(program)
-        for start in range(0, len(self.samples[0]), size):
-            rows = slice(start, start + size)
-            inputs = {n.name: values[n.name][rows].to(self.state.device) for n in program.inputs}
-            count = len(next(iter(inputs.values())))
+        size, total = self._chunk(program), len(self.samples[0])
+        for start in range(0, total, size):
+            stop = min(start + size, total)
+            inputs = {
+                n.name: span_of(values[n.name], start, stop, total).to(self.state.device)
+                for n in program.inputs
+            }
             for name, chunk in program.run(inputs, *hooks).items():
-                per_sample = len(chunk) // count  # reshapes may fold other axes into the first
+                rows = torch.atleast_1d(chunk)
                 if name not in results:
-                    shape = (len(self.samples[0]) * per_sample, *chunk.shape[1:])
-                    results[name] = self.memory.allocate(shape, chunk.dtype)
-                results[name][start * per_sample : start * per_sample + len(chunk)] = chunk
+                    shape = (len(rows) * total // (stop - start), *rows.shape[1:])
+                    results[name] = self.memory.allocate(shape, rows.dtype)
+                span_of(results[name], start, stop, total)[:] = rows
         return results
 
     def _keep(
@@ -274,7 +276,8 @@ class _Driver:
         """Steps that work layer by layer; solutions go to the record."""
         program = region.program
         inside = self._interior_samples(program)
-        walk = Walk(self.state, program, region.solved, self._chunk(program), inside)
+        total = len(self.samples[0])
+        walk = Walk(self.state, program, region.solved, self._chunk(program), inside, total)
         layerwise = [s for s in steps if isinstance(s, LayerSolver)]
         walk.run(layerwise, region.floats, region.quantized, region.rng, record)
         if region.targets is None and self._saw_all(walk):
@@ -289,7 +292,7 @@ class _Driver:
         """A region's results, of all chunks of samples."""
         results: dict[str, Tensor] = {}
         for node in program.outputs:
-            parts = [values[node.name] for values in chunks]
+            parts = [torch.atleast_1d(values[node.name]) for values in chunks]
             sizes = [len(part) for part in parts]
             shape = (sum(sizes), *parts[0].shape[1:])
             results[node.name] = self.memory.allocate(shape, parts[0].dtype)
@@ -328,6 +331,7 @@ class _Driver:
             {name: region.floats[name] for name in names},
             {name: region.quantized[name] for name in names},
             self._targets(region),
+            len(self.samples[0]),
             self.options.batch,
             region.report,
         )

@@ -129,10 +129,10 @@ class _Loop:
     ) -> None:
         self.problem, self.training, self.rng = problem, training, rng
         self.trainable = Trainable(problem, rounding, training, rng)
-        self.samples = len(next(iter(problem.quantized_inputs.values())))
-        held = min(training.held_back, self.samples // 4)
-        order = torch.arange(self.samples)
-        self.pool, self.held = order[: self.samples - held], order[self.samples - held :]
+        held = min(training.held_back, problem.samples // 4)
+        held -= held % (problem.batch or 1)
+        order = torch.arange(problem.samples)
+        self.pool, self.held = order[: problem.samples - held], order[problem.samples - held :]
         self.crop = find_crop(problem, training.window)
         self.batch = self._batch_size()
         self.held = self.held[: max(16, 16 * self.training.positions // self._largest_map())]
@@ -186,19 +186,20 @@ class _Loop:
         return self.trainable.solution(tuple(losses))
 
     def _batches(self) -> Iterator[Tensor]:
-        """Random rows, every sample once an epoch."""
+        """Random samples, each once an epoch; in whole batches if the batch is fixed."""
+        groups = self.pool.view(-1, self.problem.batch or 1)
         while True:
-            order = self.pool[torch.randperm(len(self.pool), generator=self.rng)]
+            order = groups[torch.randperm(len(groups), generator=self.rng)].flatten()
             for start in range(0, max(len(order) - self.batch + 1, 1), self.batch):
                 yield order[start : start + self.batch]
 
     def _batch(self, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Inputs and targets of a step."""
-        crop = self.crop
+        crop, total = self.crop, self.problem.samples
         place = (0, 0) if crop is None else crop.draw(self.rng)
 
         def of_input(x: Tensor) -> Tensor:
-            return rows_of(x if crop is None else crop.of_input(x, place), rows)
+            return rows_of(x if crop is None else crop.of_input(x, place), rows, total)
 
         inputs: dict[str, Tensor] = {}
         for name, value in self.problem.quantized_inputs.items():
@@ -214,7 +215,7 @@ class _Loop:
                 targets = {name: crop.of_result(t) for name, t in targets.items()}
             return inputs, targets
         targets = {
-            name: rows_of(t if crop is None else crop.of_target(t, place), rows)
+            name: rows_of(t if crop is None else crop.of_target(t, place), rows, total)
             for name, t in self.problem.targets.items()
         }
         return inputs, targets
@@ -261,15 +262,17 @@ class _Loop:
         if len(self.held) == 0:
             return math.inf
         rng = torch.Generator().manual_seed(0)
-        total, count = 0.0, 0
+        total, count, samples = 0.0, 0, self.problem.samples
         for rows in self.held.split(self.batch):
             if self.problem.batch is not None and len(rows) < self.problem.batch:
                 break
-            inputs = {n: rows_of(v, rows) for n, v in self.problem.quantized_inputs.items()}
+            inputs = {
+                n: rows_of(v, rows, samples) for n, v in self.problem.quantized_inputs.items()
+            }
             if self.augment:
                 inputs, targets = self._augmented(inputs, rng)
             else:
-                targets = {n: rows_of(t, rows) for n, t in self.problem.targets.items()}
+                targets = {n: rows_of(t, rows, samples) for n, t in self.problem.targets.items()}
             results = self.trainable.run(inputs, hard=True)
             total += float(self._distance(results, targets)) * len(rows)
             count += len(rows)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch.fx import GraphModule, Node
 
 from fxquant.ir import meta
+from fxquant.ir.samples import sliceable
 from fxquant.ir.units import Unit, unit_of, units
 from fxquant.solvers.base import Scope
 
@@ -18,13 +19,13 @@ def regions(gm: GraphModule, scope: Scope) -> tuple[Unit, ...]:
     operators = [n for n in gm.graph.nodes if n.op.startswith("call_")]
     if scope is Scope.NETWORK:
         return (replace(unit_of(operators), name="network"),) if operators else ()
-    return tuple(unit_of(members) for members in _layers(operators))
+    return tuple(unit_of(members) for members in _layers(operators, sliceable(gm)))
 
 
-def _layers(operators: list[Node]) -> list[list[Node]]:
+def _layers(operators: list[Node], kept: frozenset[str]) -> list[list[Node]]:
     """Each layer alone; what lies between layers belongs to the layer behind it.
 
-    Results that are no tensors cannot be kept, so no region ends while one is alive.
+    No region ends while a value is alive that cannot be kept sample by sample.
     """
     result: list[list[Node]] = []
     members: list[Node] = []
@@ -32,7 +33,7 @@ def _layers(operators: list[Node]) -> list[list[Node]]:
     position = {n: i for i, n in enumerate(operators)}
     for index, node in enumerate(operators):
         members.append(node)
-        if "shape" not in node.meta or any(_takes_item(u) for u in node.users):
+        if node.name not in kept or any(_takes_item(u) for u in node.users):
             open_until = max([open_until, *(position.get(u, index) for u in node.users)])
         if meta.is_layer(node) and index >= open_until:
             result.append(members)

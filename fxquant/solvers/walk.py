@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from fxquant.ir import meta
+from fxquant.solvers.activations import span_of
 from fxquant.solvers.base import LayerProblem, LayerSolver, ValueProblem
 from fxquant.solvers.program import Program
 from fxquant.solvers.state import NetworkState, Record
@@ -22,7 +24,8 @@ class Walk:
         program: The unit.
         solved: Names of weights that must not change any more.
         chunk: Samples run at once.
-        samples: Samples to use.
+        samples: Samples to use, the first ones.
+        total: Samples that the values before the unit hold.
     """
 
     def __init__(
@@ -32,9 +35,10 @@ class Walk:
         solved: frozenset[str],
         chunk: int,
         samples: int,
+        total: int,
     ) -> None:
         self.state, self.program, self.solved = state, program, set(solved)
-        self.chunk, self.samples = chunk, samples
+        self.chunk, self.samples, self.total = chunk, samples, total
         self.float_values: list[dict[str, Tensor]] = []  # one a chunk
         self.values: list[dict[str, Tensor]] = []
 
@@ -64,9 +68,10 @@ class Walk:
 
     def _chunks(self, values: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         names = [n.name for n in self.program.inputs]
+        ends = [*range(0, self.samples, self.chunk), self.samples]
         return [
-            {n: values[n][start : start + self.chunk].to(self.state.device) for n in names}
-            for start in range(0, self.samples, self.chunk)
+            {n: span_of(values[n], *span, self.total).to(self.state.device) for n in names}
+            for span in pairwise(ends)
         ]
 
     def _solve_layer(

@@ -52,10 +52,9 @@ class Call:
         return shape_of(node)
 
     def reshape(self, x: Node, shape: tuple[int, ...]) -> Node:
-        """Reshape to a traced shape; an unchanged leading axis stays the batch."""
+        """Reshape to a traced shape; its leading axis is the batch, or has others folded in."""
         current = shape_of(x)
         if current == tuple(shape):
             return x
-        if shape and current and current[0] == shape[0]:
-            shape = (0, *shape[1:])
-        return self.emit(shape_ops.reshape, x, shape=tuple(shape))
+        shape = shape_ops.for_any_batch(current, tuple(shape))
+        return self.emit(shape_ops.reshape, x, shape=shape)
