@@ -50,10 +50,6 @@ def _with_constant(reader: OnnxReader, call: OnnxCall, op: Any, position: int) -
         return reader.call(op, x, number) if position == 1 else reader.call(op, number, x)
     rank, channels = len(reader.shape(call, 1 - position)), value.size
     spread = value.ndim and value.shape[-(rank - 1) :] == (channels, *(1,) * (rank - 2))
-    if op is operator.add and rank == 3 and value.shape == reader.shape(call, 0)[-1:]:
-        fused = _bias_of_linear(reader, x, value)
-        if fused is not None:
-            return fused
     reversible = op in (operator.add, operator.mul) or position == 1
     if not (spread and rank == 4 and reversible and op is not operator.pow):
         a, b = reader.operand(call, 0), reader.operand(call, 1)
@@ -64,15 +60,6 @@ def _with_constant(reader: OnnxReader, call: OnnxCall, op: Any, position: int) -
     norm = nn.BatchNorm2d(channels, eps=0.0)
     norm.weight, norm.bias = (nn.Parameter(tensor(v), requires_grad=False) for v in (scale, shift))
     return reader.layer(call, norm, x)
-
-
-def _bias_of_linear(reader: OnnxReader, x: Node, bias: np.ndarray) -> Node | None:
-    """MatMul and Add on tokens are one linear layer, if nothing else reads the product."""
-    layer = reader.module.get_submodule(str(x.target)) if x.op == "call_module" else None
-    if not isinstance(layer, nn.Linear) or layer.bias is not None or x.users:
-        return None
-    layer.bias = nn.Parameter(tensor(bias), requires_grad=False)
-    return x
 
 
 def clip(reader: OnnxReader, call: OnnxCall) -> Node:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from fxquant.errors import FileFormatError, UnsupportedError
+from fxquant.onnx.biases import join_biases
 
 _DAMAGED = (DecodeError, OSError, ValueError, RuntimeError, TypeError, IndexError, KeyError,
             AttributeError, OverflowError, MemoryError, onnx.checker.ValidationError,
@@ -152,6 +153,7 @@ class OnnxReader:
         results = tuple(self.value(v.name) for v in graph.output)
         self.graph.output(results[0] if len(results) == 1 else results)
         self.graph.eliminate_dead_code()
+        join_biases(self.module)
         self.module.delete_all_unused_submodules()
         self.module.recompile()
         return OnnxNetwork(self.module.eval(), {v.name: _shape(v) for v in inputs})

@@ -174,6 +174,25 @@ def test_tokens(tmp_path: Path) -> None:
     assert sum(n.op == "call_module" for n in module.graph.nodes) == 1
 
 
+@pytest.mark.parametrize("second", ["p", "alias"])
+def test_a_product_with_other_readers_stays_without_the_bias(second: str, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node("Identity", ["p"], ["alias"]),
+        helper.make_node("Add", [second, "b"], ["q"]),
+        helper.make_node("Mul", ["p", "q"], ["y"]),
+    ]
+    constants = {"w": f32(3, 4), "b": f32(4)}
+    check(model_of(nodes, (2, 5, 3), constants), tmp_path, (2, 5, 3))
+    nodes[-1] = helper.make_node("Identity", ["q"], ["y"])
+    model = model_of(nodes, (2, 5, 3), constants)
+    model.graph.output.append(helper.make_tensor_value_info("p", FLOAT, None))
+    onnx.save(model, str(tmp_path / "net.onnx"))
+    x = torch.randn(2, 5, 3)
+    _, product = import_onnx(tmp_path / "net.onnx").module(x)
+    torch.testing.assert_close(product, x @ torch.from_numpy(constants["w"]))
+
+
 def test_operators_that_cannot_be_imported_are_all_named(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Sin", ["x"], ["a"]),
