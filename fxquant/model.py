@@ -89,14 +89,18 @@ class Quantized:
         """
         graph = self.integer.graph
         most = samples_at_once(self.calibrated.graph.nodes)
-        return run_in_batches(graph, self.integer, self._checked(inputs), self.batch, most)
+        return run_in_batches(graph, self.integer, self.checked(inputs), self.batch, most)
 
     def reference(self, *inputs: Tensor) -> Any:
         """The integer reference interpreter: another name of calling the network."""
         return self(*inputs)
 
-    def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The inputs in float32, if their number, types and shapes are right."""
+    def checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The inputs in float32, if their number, types and shapes are right.
+
+        Raises:
+            ConfigError: They are not.
+        """
         nodes = [n for n in self.calibrated.graph.nodes if n.op == "placeholder"]
         if len(inputs) != len(nodes):
             raise ConfigError(f"{len(inputs)} inputs were given, the network takes {len(nodes)}")
@@ -161,12 +165,17 @@ class Quantized:
 
         save(self, path)
 
-    def export_onnx(self, path: str | Path, sample: tuple[Tensor, ...] | None = None) -> Path:
+    def export_onnx(
+        self, path: str | Path, sample: Tensor | tuple[Tensor, ...] | None = None
+    ) -> Path:
         """Write an ONNX model in QDQ form and return its path; see fxquant/onnx.
 
         Args:
             path: The file to write.
             sample: A batch of inputs, to quantize residual sums as ONNX Runtime needs it.
+
+        Raises:
+            ConfigError: The sample does not fit the network.
         """
         from fxquant.onnx import export_onnx
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def export_onnx(
-    quantized: Quantized, path: str | Path, sample: tuple[Tensor, ...] | None = None
+    quantized: Quantized, path: str | Path, sample: Tensor | tuple[Tensor, ...] | None = None
 ) -> Path:
     """Write a network as an ONNX model in QDQ form; see `export.py`.
 
@@ -29,7 +29,7 @@ def export_onnx(
         The path written.
 
     Raises:
-        ConfigError: `onnx` is not installed.
+        ConfigError: `onnx` is not installed, or the sample does not fit the network.
         UnsupportedError: Operators without an ONNX form; the message names all of them.
     """
     destination = Path(path)
@@ -39,17 +39,17 @@ def export_onnx(
     return destination
 
 
-def qdq_model(quantized: Quantized, sample: tuple[Tensor, ...] | None = None) -> bytes:
+def qdq_model(quantized: Quantized, sample: Tensor | tuple[Tensor, ...] | None = None) -> bytes:
     """The serialized ONNX model in QDQ form.
 
     Args:
         quantized: From `fxquant.convert`.
-        sample: One batch of inputs. It shows the range of convolutions before their residual sum,
-            which is then quantized too, as ONNX Runtime's integer kernels need it. None leaves the
-            sum in the accumulators, as our kernels compute it.
+        sample: A batch of every input, or of the only one. It shows the range of convolutions
+            before their residual sum, which is then quantized too, as ONNX Runtime's integer
+            kernels need it. None leaves the sum in the accumulators, as our kernels compute it.
 
     Raises:
-        ConfigError: `onnx` is not installed.
+        ConfigError: As in `export_onnx`.
         UnsupportedError: As in `export_onnx`.
     """
     _require()

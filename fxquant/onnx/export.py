@@ -28,6 +28,7 @@ from torch.fx.node import map_arg
 
 from fxquant.errors import UnsupportedError
 from fxquant.ir import meta
+from fxquant.ir.batch import run_in_batches
 from fxquant.ir.frontend.call import canonical_name
 from fxquant.model import Quantized
 from fxquant.numerics.types import activation_spec, qparams_from_range
@@ -41,9 +42,10 @@ _WIDE_OPSET, _WIDE_IR_VERSION = 21, 10  # uint16 codes
 _BYTE, _WORD = 255, 65535
 
 
-def build(quantized: Quantized, sample: tuple[Tensor, ...] | None) -> bytes:
+def build(quantized: Quantized, sample: Tensor | tuple[Tensor, ...] | None) -> bytes:
     """See `fxquant.onnx.qdq_model`."""
-    summands = None if sample is None else _summands(quantized, sample)
+    inputs = (sample,) if isinstance(sample, Tensor) else sample
+    summands = None if inputs is None else _summands(quantized, inputs)
     model = OnnxBuilder(quantized, summands).run()
     onnx.checker.check_model(model)
     return model.SerializeToString()
@@ -52,13 +54,14 @@ def build(quantized: Quantized, sample: tuple[Tensor, ...] | None) -> bytes:
 class _Summands(Interpreter):
     """Records the range of every convolution before a residual is added."""
 
-    ranges: dict[str, tuple[Tensor, Tensor]]
+    ranges: dict[str, tuple[Tensor, Tensor]]  # over all batches
 
     def run_node(self, n: Node) -> Any:
         if n.target is conv2d and len(n.args) > 3:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             y = conv2d(*args[:3], **{**kwargs, "clamp": None})
-            self.ranges[n.name] = (y.amin(), y.amax())
+            low, high = self.ranges.get(n.name, (y.amin(), y.amax()))
+            self.ranges[n.name] = (torch.minimum(low, y.amin()), torch.maximum(high, y.amax()))
         return super().run_node(n)
 
 
@@ -66,7 +69,8 @@ class _Summands(Interpreter):
 def _summands(quantized: Quantized, sample: tuple[Tensor, ...]) -> dict[str, Operand]:
     runner = _Summands(quantized.graph_module)
     runner.ranges = {}
-    runner.run(*sample)
+    graph, inputs = quantized.graph_module.graph, quantized.checked(sample)
+    run_in_batches(graph, runner.run, inputs, quantized.batch)
     spec = activation_spec(8)
     return {n: Operand.of(qparams_from_range(*r, spec)) for n, r in runner.ranges.items()}
 

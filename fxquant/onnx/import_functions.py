@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
-from fxquant.onnx.reader import Importer, OnnxCall, OnnxReader, tensor
+from fxquant.onnx.call import OnnxCall
+from fxquant.onnx.reader import Importer, OnnxReader, tensor
 
 # x * gate(x), as exporters write functions that ONNX did not have
 _GATED = {torch.sigmoid: F.silu, F.hardsigmoid: F.hardswish}
@@ -45,34 +46,25 @@ def _binary(op: Callable[..., Any]) -> Importer:
 def _with_constant(reader: OnnxReader, call: OnnxCall, op: Any, position: int) -> Node:
     """A scalar stays a number; one number a channel becomes a batch norm, which fusion folds."""
     value, x = reader.constant(call, position), reader.operand(call, 1 - position)
-    if value.size == 1:
+    if value.size == 1 and (value.ndim <= 1 or value.ndim <= reader.rank(call, 1 - position)):
         number = float(value.reshape(()))
         return reader.call(op, x, number) if position == 1 else reader.call(op, number, x)
-    rank, channels = len(reader.shape(call, 1 - position)), value.size
-    spread = value.ndim and value.shape[-(rank - 1) :] == (channels, *(1,) * (rank - 2))
-    if op is operator.add and rank == 3 and value.shape == reader.shape(call, 0)[-1:]:
-        fused = _bias_of_linear(reader, x, value)
-        if fused is not None:
-            return fused
     reversible = op in (operator.add, operator.mul) or position == 1
-    if not (spread and rank == 4 and reversible and op is not operator.pow):
-        a, b = reader.operand(call, 0), reader.operand(call, 1)
-        return reader.call(op, a, b)
+    shape = reader.shape(call, 1 - position)
+    if not (_a_channel(value, shape) and reversible and op is not operator.pow):
+        return reader.call(op, reader.operand(call, 0), reader.operand(call, 1))
     flat = value.reshape(-1).astype(np.float32)
     scale = {operator.mul: flat, operator.truediv: 1 / flat}.get(op, np.ones_like(flat))
     shift = {operator.add: flat, operator.sub: -flat}.get(op, np.zeros_like(flat))
-    norm = nn.BatchNorm2d(channels, eps=0.0)
+    norm = nn.BatchNorm2d(len(flat), eps=0.0)
     norm.weight, norm.bias = (nn.Parameter(tensor(v), requires_grad=False) for v in (scale, shift))
     return reader.layer(call, norm, x)
 
 
-def _bias_of_linear(reader: OnnxReader, x: Node, bias: np.ndarray) -> Node | None:
-    """MatMul and Add on tokens are one linear layer, if nothing else reads the product."""
-    layer = reader.module.get_submodule(str(x.target)) if x.op == "call_module" else None
-    if not isinstance(layer, nn.Linear) or layer.bias is not None or x.users:
-        return None
-    layer.bias = nn.Parameter(tensor(bias), requires_grad=False)
-    return x
+def _a_channel(value: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether a constant has one number for each channel of an image, and does not enlarge it."""
+    channel = (1, *shape[1:2], 1, 1)
+    return len(shape) == 4 and value.ndim in (3, 4) and value.shape == channel[-value.ndim :]
 
 
 def clip(reader: OnnxReader, call: OnnxCall) -> Node:
@@ -98,7 +90,7 @@ def hard_sigmoid(reader: OnnxReader, call: OnnxCall) -> Node:
 def prelu(reader: OnnxReader, call: OnnxCall) -> Node:
     """PRelu with one slope, or one a channel."""
     slope = reader.constant(call, 1)
-    rank = len(reader.shape(call, 0))
+    rank = reader.rank(call, 0)
     per_channel = (slope.size, *(1,) * (rank - 2))
     if slope.size != 1 and slope.shape[-(rank - 1) :] != per_channel:
         raise call.unsupported(f"its slope has shape {slope.shape}")
@@ -119,7 +111,7 @@ def softmax(function: Callable[..., Any]) -> Importer:
     """Softmax along one axis; before opset 13 along all axes from it on."""
 
     def build(reader: OnnxReader, call: OnnxCall) -> Node:
-        rank = len(reader.shape(call, 0))
+        rank = reader.rank(call, 0)
         axis = call.attribute("axis", -1 if call.opset >= 13 else 1) % rank
         if call.opset < 13 and any(d != 1 for d in reader.shape(call, 0)[axis + 1 :]):
             raise call.unsupported("it is over several axes at once")
@@ -138,6 +130,8 @@ def unchanged(reader: OnnxReader, call: OnnxCall) -> Any:
     """Identity, Dropout, and Cast between float types."""
     if call.op == "Cast" and call.attribute("to") not in (1, 10, 11):
         raise call.unsupported("it casts a value to integers")
+    if call.op == "Dropout" and reader.constant(call, 2, False):
+        raise call.unsupported("it is in training mode")
     return reader.operand(call, 0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
-from fxquant.onnx.reader import Importer, OnnxCall, OnnxReader, tensor
+from fxquant.onnx.call import OnnxCall
+from fxquant.onnx.reader import Importer, OnnxReader, tensor
 
 Pads = tuple[tuple[int, int], ...]  # (before, after) along every axis of the plane
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d}
@@ -30,10 +33,9 @@ def spread(call: OnnxCall, name: str, rank: int) -> tuple[int, ...]:
 
 def pads_of(reader: OnnxReader, call: OnnxCall, kernel: Sequence[int]) -> Pads:
     """Pads of a window, explicit or computed from `auto_pad`."""
-    mode, rank = call.attribute("auto_pad", "NOTSET"), len(kernel)
+    mode, rank, flat = call.attribute("auto_pad", "NOTSET"), len(kernel), call.attribute("pads")
     if mode in ("NOTSET", "VALID"):
-        flat = tuple(call.attribute("pads") or (0,) * (2 * rank)) if mode == "NOTSET" else ()
-        flat = flat or (0,) * (2 * rank)
+        flat = flat if flat and mode == "NOTSET" else (0,) * (2 * rank)
         return tuple((flat[i], flat[i + rank]) for i in range(rank))
     strides, dilations = (spread(call, name, rank) for name in ("strides", "dilations"))
     pads = []
@@ -44,20 +46,20 @@ def pads_of(reader: OnnxReader, call: OnnxCall, kernel: Sequence[int]) -> Pads:
     return tuple(pads)
 
 
-def padded(reader: OnnxReader, x: Node, pads: Pads, value: float) -> tuple[Node, tuple[int, ...]]:
-    """The value with unequal pads applied, and the equal ones that are left."""
-    if all(before == after for before, after in pads):
+def padded(
+    reader: OnnxReader, x: Node, pads: Pads, value: float, most: Sequence[float]
+) -> tuple[Node, tuple[int, ...]]:
+    """The value with pads applied that are unequal or more than a layer takes; those it is left."""
+    if all(before == after <= limit for (before, after), limit in zip(pads, most, strict=True)):
         return x, tuple(before for before, _ in pads)
     flat = [amount for pair in reversed(pads) for amount in pair]
     return reader.call(F.pad, x, flat, "constant", value), (0,) * len(pads)
 
 
-def _weight(reader: OnnxReader, call: OnnxCall, kinds: dict[int, Any]) -> tuple[Any, np.ndarray]:
-    weight = reader.constant(call, 1)
-    rank = weight.ndim - 2
+def _kind(call: OnnxCall, kinds: dict[int, Any], rank: int) -> Any:
     if rank not in kinds:
         raise call.unsupported(f"the kernel has {rank} axes")
-    return kinds[rank], weight
+    return kinds[rank]
 
 
 def _fill(module: nn.Module, weight: np.ndarray, bias: np.ndarray | None) -> nn.Module:
@@ -69,9 +71,10 @@ def _fill(module: nn.Module, weight: np.ndarray, bias: np.ndarray | None) -> nn.
 
 def conv(reader: OnnxReader, call: OnnxCall) -> Node:
     """Conv with constant weights."""
-    kind, weight = _weight(reader, call, _CONV)
-    kernel, groups = weight.shape[2:], call.attribute("group", 1)
-    x, padding = padded(reader, reader.operand(call, 0), pads_of(reader, call, kernel), 0.0)
+    weight, groups = reader.constant(call, 1), call.attribute("group", 1)
+    kernel, kind = weight.shape[2:], _kind(call, _CONV, weight.ndim - 2)
+    pads, most = pads_of(reader, call, kernel), (math.inf,) * len(kernel)
+    x, padding = padded(reader, reader.operand(call, 0), pads, 0.0, most)
     bias = reader.constant(call, 2)
     strides, dilations = (spread(call, n, len(kernel)) for n in ("strides", "dilations"))
     with torch.device("meta"):  # _fill brings the parameters
@@ -82,8 +85,8 @@ def conv(reader: OnnxReader, call: OnnxCall) -> Node:
 
 def conv_transpose(reader: OnnxReader, call: OnnxCall) -> Node:
     """ConvTranspose with constant weights; what is cropped less at the end is output padding."""
-    kind, weight = _weight(reader, call, _TRANSPOSED)
-    rank, groups = weight.ndim - 2, call.attribute("group", 1)
+    weight, groups = reader.constant(call, 1), call.attribute("group", 1)
+    rank, kind = weight.ndim - 2, _kind(call, _TRANSPOSED, weight.ndim - 2)
     pads = pads_of(reader, call, weight.shape[2:])
     if call.attribute("output_shape") or call.attribute("auto_pad", "NOTSET") != "NOTSET":
         raise call.unsupported("its pads follow from the result's shape")
@@ -113,10 +116,14 @@ def gemm(reader: OnnxReader, call: OnnxCall) -> Node:
     if call.attribute("transA", 0):
         raise call.unsupported("it transposes its input")
     weight = weight if call.attribute("transB", 0) else weight.T
+    weight = weight * call.attribute("alpha", 1.0)
+    x, beta = reader.operand(call, 0), call.attribute("beta", 1.0)
+    if bias is not None and bias.shape[:-1] not in ((), (1,)):  # not the same in every row
+        product = _linear(reader, call, weight, None, x)
+        return reader.call(operator.add, product, reader.buffer(call.inputs[2], bias * beta))
     if bias is not None:
-        bias = np.broadcast_to(bias * call.attribute("beta", 1.0), (1, len(weight)))[0]
-    scaled = weight * call.attribute("alpha", 1.0)
-    return _linear(reader, call, scaled, bias, reader.operand(call, 0))
+        bias = np.broadcast_to(bias * beta, (1, len(weight)))[0]
+    return _linear(reader, call, weight, bias, x)
 
 
 def matmul(reader: OnnxReader, call: OnnxCall) -> Node:
@@ -129,7 +136,7 @@ def matmul(reader: OnnxReader, call: OnnxCall) -> Node:
 def batch_norm(reader: OnnxReader, call: OnnxCall) -> Node:
     """BatchNormalization in inference."""
     weight, bias, mean, variance = (reader.constant(call, i) for i in range(1, 5))
-    rank = len(reader.shape(call, 0))
+    rank = reader.rank(call, 0)
     if rank not in _NORM or call.attribute("training_mode", 0):
         raise call.unsupported(f"its operand has rank {rank}, or it is in training mode")
     module = _NORM[rank](len(weight), eps=call.attribute("epsilon", 1e-5))
@@ -137,40 +144,57 @@ def batch_norm(reader: OnnxReader, call: OnnxCall) -> Node:
     return reader.layer(call, _fill(module, weight, bias), reader.operand(call, 0))
 
 
+def _windows(reader: OnnxReader, call: OnnxCall, outside: float) -> tuple[Node, list[Any], bool]:
+    """Operand of a pooling, its kernel, strides and pads, and its `ceil_mode`."""
+    kernel, operand = tuple(call.attribute("kernel_shape")), reader.operand(call, 0)
+    strides, pads = spread(call, "strides", len(kernel)), pads_of(reader, call, kernel)
+    x, padding = padded(reader, operand, pads, outside, tuple(k // 2 for k in kernel))
+    ceil = bool(call.attribute("ceil_mode", 0))
+    if ceil and x is not operand:
+        dilations = spread(call, "dilations", len(kernel))
+        axes = zip(reader.shape(call, 0)[2:], kernel, strides, dilations, pads, strict=True)
+        if any(_starts_behind(*axis) for axis in axes):
+            raise call.unsupported("its last window starts in the pads that follow")
+    return x, [kernel, strides, padding], ceil
+
+
+def _starts_behind(size: int, k: int, s: int, d: int, pads: tuple[int, int]) -> bool:
+    """Whether `ceil_mode` makes a window of padding only, which ONNX leaves out."""
+    before, after = pads
+    last = -(-(before + size + after - (k - 1) * d - 1) // s) * s
+    return last >= before + size
+
+
 def max_pool(reader: OnnxReader, call: OnnxCall) -> Node:
     """MaxPool without indices."""
     if len(call.outputs) > 1 and call.outputs[1]:
         raise call.unsupported("its indices are used")
-    kernel = tuple(call.attribute("kernel_shape"))
-    pads = pads_of(reader, call, kernel)
-    x, padding = padded(reader, reader.operand(call, 0), pads, float("-inf"))
-    strides, dilations = (spread(call, n, len(kernel)) for n in ("strides", "dilations"))
-    ceil = bool(call.attribute("ceil_mode", 0))
-    return reader.call(_MAX_POOL[len(kernel)], x, kernel, strides, padding, dilations, ceil)
+    x, windows, ceil = _windows(reader, call, -math.inf)
+    rank = len(windows[0])
+    pool, dilations = _kind(call, _MAX_POOL, rank), spread(call, "dilations", rank)
+    return reader.call(pool, x, *windows, dilations, ceil)
 
 
 def average_pool(reader: OnnxReader, call: OnnxCall) -> Node:
     """AveragePool."""
-    kernel = tuple(call.attribute("kernel_shape"))
-    pads, count = pads_of(reader, call, kernel), bool(call.attribute("count_include_pad", 0))
-    unequal = any(before != after for before, after in pads)
-    if (unequal and not count) or set(spread(call, "dilations", len(kernel))) != {1}:
-        raise call.unsupported(f"its pads {pads} are unequal and not counted, or it is dilated")
-    x, padding = padded(reader, reader.operand(call, 0), pads, 0.0)
-    ceil = bool(call.attribute("ceil_mode", 0))
-    strides = spread(call, "strides", len(kernel))
-    return reader.call(_AVG_POOL[len(kernel)], x, kernel, strides, padding, ceil, count)
+    x, windows, ceil = _windows(reader, call, 0.0)
+    rank, count = len(windows[0]), bool(call.attribute("count_include_pad", 0))
+    if x is not reader.operand(call, 0) and not count:
+        raise call.unsupported("its pads are unequal or over half of its kernel, and not counted")
+    if set(spread(call, "dilations", rank)) != {1}:
+        raise call.unsupported("it is dilated")
+    return reader.call(_kind(call, _AVG_POOL, rank), x, *windows, ceil, count)
 
 
 def global_average_pool(reader: OnnxReader, call: OnnxCall) -> Node:
     """GlobalAveragePool."""
-    axes = tuple(range(2, len(reader.shape(call, 0))))
+    axes = tuple(range(2, reader.rank(call, 0)))
     return reader.call(torch.mean, reader.operand(call, 0), axes, True)
 
 
 def global_max_pool(reader: OnnxReader, call: OnnxCall) -> Node:
     """GlobalMaxPool of an image."""
-    if len(reader.shape(call, 0)) != 4:
+    if reader.rank(call, 0) != 4:
         raise call.unsupported("its operand is no image")
     return reader.call(F.adaptive_max_pool2d, reader.operand(call, 0), 1)
 

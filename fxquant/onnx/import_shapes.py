@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
-from fxquant.onnx.reader import Importer, OnnxCall, OnnxReader
+from fxquant.onnx.call import OnnxCall
+from fxquant.onnx.reader import Importer, OnnxReader
 
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
+_CENTRED = ("half_pixel", "pytorch_half_pixel")
 _WHOLE = 1e-6
 
 
@@ -45,7 +47,7 @@ def flatten(reader: OnnxReader, call: OnnxCall) -> Node:
 
 def transpose(reader: OnnxReader, call: OnnxCall) -> Node:
     """Transpose by a permutation, which reverses the axes by default."""
-    rank = len(reader.shape(call, 0))
+    rank = reader.rank(call, 0)
     order = tuple(call.attribute("perm") or reversed(range(rank)))
     return reader.call(torch.permute, reader.operand(call, 0), order)
 
@@ -54,9 +56,7 @@ def squeeze(reader: OnnxReader, call: OnnxCall) -> Node:
     """Drop axes of size 1."""
     shape, axes = reader.shape(call, 0), _integers(reader, call, 1, "axes")
     rank = len(shape)
-    dropped = (
-        {i for i, d in enumerate(shape) if d == 1} if axes is None else {a % rank for a in axes}
-    )
+    dropped = {a % rank for a in axes} if axes else {i for i, d in enumerate(shape) if d == 1}
     x = reader.operand(call, 0)
     for axis in sorted(dropped, reverse=True):
         x = reader.call(torch.squeeze, x, axis)
@@ -66,7 +66,7 @@ def squeeze(reader: OnnxReader, call: OnnxCall) -> Node:
 def unsqueeze(reader: OnnxReader, call: OnnxCall) -> Node:
     """Insert axes of size 1."""
     axes = _integers(reader, call, 1, "axes") or []
-    rank = len(reader.shape(call, 0)) + len(axes)
+    rank = reader.rank(call, 0) + len(axes)
     x = reader.operand(call, 0)
     for axis in sorted(a % rank for a in axes):
         x = reader.call(torch.unsqueeze, x, axis)
@@ -121,7 +121,7 @@ def gather(reader: OnnxReader, call: OnnxCall) -> Node:
 
 def pad(reader: OnnxReader, call: OnnxCall) -> Node:
     """Pad; reflection and edges of the plane only, as in torch."""
-    mode, rank = call.attribute("mode", "constant"), len(reader.shape(call, 0))
+    mode, rank = call.attribute("mode", "constant"), reader.rank(call, 0)
     flat = _integers(reader, call, 1, "pads")
     if mode not in _PAD_MODES or flat is None or reader.constant(call, 3) is not None:
         raise call.unsupported(f"mode {mode}, or pads on chosen axes")
@@ -136,50 +136,60 @@ def pad(reader: OnnxReader, call: OnnxCall) -> Node:
     return reader.call(F.pad, reader.operand(call, 0), amounts, _PAD_MODES[mode], *fill)
 
 
-def resize(reader: OnnxReader, call: OnnxCall) -> Node:
-    """Resize and Upsample of an image: nearest where torch picks the same pixels, and linear."""
+def _plane(reader: OnnxReader, call: OnnxCall, early: bool) -> tuple[tuple[int, ...], Any]:
+    """New height and width of a Resize, and their factors where those were given."""
     shape = reader.shape(call, 0)
-    scales_at, sizes_at = (1, None) if call.op == "Upsample" else (2, 3)
-    sizes = None if sizes_at is None else _integers(reader, call, sizes_at, "")
-    scales = reader.constant(call, scales_at, call.attribute("scales"))
-    scales = None if sizes is not None else scales
+    sizes = None if early else _integers(reader, call, 3, "")
+    scales = reader.constant(call, 1 if early else 2, call.attribute("scales"))
+    scales = scales if sizes is None else None
     if sizes is None:
         if scales is None or len(scales) != len(shape):
-            raise call.unsupported("it has neither scales nor sizes")
+            raise call.unsupported("it has neither scales nor sizes, or only for chosen axes")
         sizes = [math.floor(d * float(s) + _WHOLE) for d, s in zip(shape, scales, strict=True)]
-    if len(shape) != 4 or tuple(sizes[:2]) != shape[:2]:
-        raise call.unsupported("it resizes other axes than the plane")
-    mode, place, rounding = (
-        call.attribute(name, default)
-        for name, default in (("mode", "nearest"),
-                              ("coordinate_transformation_mode", "half_pixel"),
-                              ("nearest_mode", "round_prefer_floor"))
+    if len(shape) != 4 or tuple(sizes[:2]) != shape[:2] or 0 in sizes:
+        raise call.unsupported("it resizes other axes than the plane, or leaves nothing of it")
+    return tuple(sizes[2:]), None if scales is None else tuple(float(s) for s in scales[2:])
+
+
+def _same_pixels(place: str, rounding: str, ratios: Any, factors: Any) -> bool:
+    """Whether torch's nearest picks the pixels that ONNX picks."""
+    whole = [abs(f - round(f)) < _WHOLE for f in factors]
+    if place == "asymmetric" and rounding == "floor":
+        # Where the size is a multiple, torch copies pixels whatever the factor is.
+        return all(w or not r.is_integer() for r, w in zip(ratios, whole, strict=True))
+    return place in _CENTRED and all(whole) and rounding.startswith("round")
+
+
+def resize(reader: OnnxReader, call: OnnxCall) -> Node:
+    """Resize and Upsample of an image: nearest where torch picks the same pixels, and linear."""
+    early = call.op == "Upsample" or call.opset < 11  # before there were these attributes
+    place, rounding = ("asymmetric", "floor") if early else (
+        call.attribute("coordinate_transformation_mode", "half_pixel"),
+        call.attribute("nearest_mode", "round_prefer_floor"),
     )  # fmt: skip
-    if call.op == "Upsample":
-        place, rounding = "asymmetric", "floor"
-    x, size = reader.operand(call, 0), tuple(sizes[2:])
-    given = {"size": size} if scales is None or place == "align_corners" else {
-        "scale_factor": tuple(float(s) for s in scales[2:]), "recompute_scale_factor": False,
+    mode, (size, scales) = call.attribute("mode", "nearest"), _plane(reader, call, early)
+    x, old, corners = reader.operand(call, 0), reader.shape(call, 0)[2:], place == "align_corners"
+    given = {"size": size} if scales is None or corners else {
+        "scale_factor": scales, "recompute_scale_factor": False,
     }  # fmt: skip
-    whole = all(new % old == 0 for new, old in zip(size, shape[2:], strict=True))
-    centred = place in ("half_pixel", "pytorch_half_pixel")
-    if mode == "nearest" and (
-        (place == "asymmetric" and rounding == "floor")
-        or (centred and whole and rounding.startswith("round"))
-    ):
+    ratios = tuple(map(operator.truediv, size, old))
+    if mode == "nearest" and _same_pixels(place, rounding, ratios, scales or ratios):
         return reader.call(F.interpolate, x, **given, mode="nearest")
-    if mode == "linear" and (centred or place == "align_corners"):
-        corners = place == "align_corners"
+    # To one pixel, PyTorch itself does not do what ONNX calls by its name.
+    single = place == "pytorch_half_pixel" and 1 in size and size != old
+    if mode == "linear" and (corners or place in _CENTRED) and not single:
         return reader.call(F.interpolate, x, **given, mode="bilinear", align_corners=corners)
-    raise call.unsupported(f"mode {mode}, coordinates {place}, rounding {rounding}")
+    raise call.unsupported(f"mode {mode}, coordinates {place}, rounding {rounding}, size {size}")
 
 
 def reduce_mean(reader: OnnxReader, call: OnnxCall) -> Node:
     """ReduceMean."""
     axes = _integers(reader, call, 1, "axes")
-    axes = list(range(len(reader.shape(call, 0)))) if axes is None else axes
-    keep = bool(call.attribute("keepdims", 1))
-    return reader.call(torch.mean, reader.operand(call, 0), tuple(axes), keep)
+    keep, noop = bool(call.attribute("keepdims", 1)), call.attribute("noop_with_empty_axes", 0)
+    x = reader.operand(call, 0)
+    if not axes and noop:
+        return x
+    return reader.call(torch.mean, x, tuple(axes or range(reader.rank(call, 0))), keep)
 
 
 IMPORTERS: dict[str, Importer] = {

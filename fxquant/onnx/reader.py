@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from fxquant.errors import FileFormatError, UnsupportedError
+from fxquant.onnx.biases import join_biases
+from fxquant.onnx.call import OnnxCall
 
 _DAMAGED = (DecodeError, OSError, ValueError, RuntimeError, TypeError, IndexError, KeyError,
             AttributeError, OverflowError, MemoryError, onnx.checker.ValidationError,
-            shape_inference.InferenceError)  # fmt: skip
+            onnx.defs.SchemaError, shape_inference.InferenceError)  # fmt: skip
 # What is evaluated while reading: arithmetic on shapes, on operands this small, and operators that
 # move the values of a constant.
 _SHAPE_ARITHMETIC = frozenset("Add Concat Constant Div Gather Mul Slice Sub".split())
@@ -45,38 +47,6 @@ class OnnxNetwork:
 
     module: GraphModule
     inputs: Mapping[str, tuple[int | None, ...]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OnnxCall:
-    """An ONNX node as its importer sees it.
-
-    Attributes:
-        op: Operator.
-        name: Name of the node, or of its result.
-        inputs: Names of its inputs, "" where absent.
-        outputs: Names of its results.
-        attributes: By name.
-        opset: Version of the operator set.
-    """
-
-    op: str
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]
-    opset: int
-
-    def attribute(self, name: str, default: Any = None) -> Any:
-        """An attribute; strings are decoded."""
-        value = self.attributes.get(name, default)
-        return value.decode() if isinstance(value, bytes) else value
-
-    def unsupported(self, why: str) -> UnsupportedError:
-        """The error of a node that cannot be imported."""
-        return UnsupportedError(
-            f"{self.op} of this form cannot be imported", where=f"ONNX node {self.name}", why=why
-        )
 
 
 Importer = Callable[["OnnxReader", OnnxCall], Any]
@@ -140,18 +110,18 @@ class OnnxReader:
         graph = self.model.graph
         self.constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
         known = (*graph.input, *graph.value_info, *graph.output)
-        self.shapes = {v.name: _shape(v) for v in known}
+        self.shapes = {v.name: _shape(v) for v in known if v.type.tensor_type.HasField("shape")}
         inputs = [v for v in graph.input if v.name not in self.constants]
         calls = [self._call(node) for node in graph.node]
         self._check(calls, IMPORTERS)
         for value in inputs:
             self.values[value.name] = self.graph.placeholder(_identifier(value.name))
         for call in calls:
-            if not self._fold(call):
-                self._bind(call, IMPORTERS[call.op](self, call))
+            self._import(call, IMPORTERS)
         results = tuple(self.value(v.name) for v in graph.output)
         self.graph.output(results[0] if len(results) == 1 else results)
         self.graph.eliminate_dead_code()
+        join_biases(self.module)
         self.module.delete_all_unused_submodules()
         self.module.recompile()
         return OnnxNetwork(self.module.eval(), {v.name: _shape(v) for v in inputs})
@@ -179,6 +149,14 @@ class OnnxReader:
                 where="; ".join(f"ONNX node {c.name}" for c in missing[:8]),
                 remedy="add rows to fxquant/onnx/importers.py, or quantize the torch model itself",
             )
+
+    def _import(self, call: OnnxCall, importers: Mapping[str, Importer]) -> None:
+        try:
+            if not self._fold(call):
+                self._bind(call, importers[call.op](self, call))
+                call.refuse_unread()
+        except _DAMAGED as error:
+            raise call.unsupported(f"{type(error).__name__}: {str(error).strip()}") from error
 
     def _fold(self, call: OnnxCall) -> bool:
         """Evaluate a node on constants or shapes; whether that was possible."""
@@ -238,13 +216,23 @@ class OnnxReader:
         """Whether an operand is known now."""
         return position < len(call.inputs) and call.inputs[position] in self.constants
 
+    def rank(self, call: OnnxCall, position: int) -> int:
+        """Number of axes of an operand, whose sizes may be open."""
+        return len(self._sizes(call, position))
+
     def shape(self, call: OnnxCall, position: int) -> tuple[int, ...]:
         """Shape of an operand."""
+        sizes = tuple(d for d in self._sizes(call, position) if d is not None)
+        if len(sizes) < self.rank(call, position):
+            raise call.unsupported(f"the shape of {call.inputs[position]} is not known")
+        return sizes
+
+    def _sizes(self, call: OnnxCall, position: int) -> tuple[int | None, ...]:
         name = call.inputs[position]
         known = self.constants[name].shape if name in self.constants else self.shapes.get(name)
-        if known is None or any(d is None for d in known):
-            raise call.unsupported(f"the shape of {name} is not known")
-        return tuple(d for d in known if d is not None)
+        if known is None:
+            raise call.unsupported(f"the rank of {name} is not known")
+        return known
 
     def call(self, function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Node:
         """Add a function call, or a method call if given a name."""

@@ -7,6 +7,7 @@ difference counts once and not in everything that follows. Whole networks are co
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
 import fxquant
-from fxquant.errors import UnsupportedError
+from fxquant.errors import ConfigError, UnsupportedError
 from fxquant.onnx import export_onnx, qdq_model
 from tests.zoo import BY_NAME, ZOO, ZooModel
 
@@ -129,6 +130,21 @@ def test_residual_sums_are_quantized_on_request() -> None:
     assert count(split) == count(plain) + 1
     a, b = run(plain, inputs)["output0"], run(split, inputs)["output0"]
     np.testing.assert_allclose(a, b, atol=0.05)
+    assert qdq_model(quantized, inputs[0]) == split
+    quantized.batch = 1  # as if captured for it: the ranges are those over all batches
+    halves = tuple(torch.cat([x, x / 2]) for x in inputs)
+    assert qdq_model(quantized, halves) == split
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [torch.randn(3, 4), torch.ones(1, 3, 8, 8, dtype=torch.int64), ()],
+    ids=["shape", "type", "number"],
+)
+def test_samples_that_do_not_fit_are_refused(sample: Any, tmp_path: Path) -> None:
+    quantized = quantized_zoo(BY_NAME["residual"])
+    with pytest.raises(ConfigError, match="input"):
+        quantized.export_onnx(tmp_path / "net.onnx", sample)
 
 
 def test_every_reader_of_a_value_has_its_own_dequantize() -> None:

@@ -29,7 +29,7 @@ def model_of(nodes: list[Any], shape: tuple[Any, ...], constants: dict[str, Any]
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("x", FLOAT, shape)],
         [helper.make_tensor_value_info("y", FLOAT, None)],
-        [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+        [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items() if k],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", opset)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
@@ -54,7 +54,7 @@ def f32(*shape: int) -> np.ndarray:
 
 
 def node(op: str, constants: dict[str, Any] | None = None, /, opset: int = 17, **attributes: Any):
-    """One node on `x` and constants, in that order."""
+    """One node on `x` and constants, in that order; the one without a name is absent."""
     constants = constants or {}
     made = helper.make_node(op, ["x", *constants], ["y"], **attributes)
     return [made], constants, opset
@@ -73,9 +73,14 @@ CASES = {
                                               "v": np.abs(f32(4))}, epsilon=1e-3),
     "max pool": node("MaxPool", kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1),
     "max pool, unequal pads": node("MaxPool", kernel_shape=[3, 3], pads=[0, 0, 1, 1]),
+    "max pool, wide pads": node("MaxPool", kernel_shape=[3, 3], pads=[2, 2, 2, 2]),
+    "max pool, wide pads, ceil": node("MaxPool", kernel_shape=[5, 5], pads=[3, 3, 3, 3],
+                                      strides=[3, 1], ceil_mode=1),
     "average pool": node("AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
     "average pool, counted": node("AveragePool", kernel_shape=[3, 3], pads=[0, 0, 1, 1],
                                   count_include_pad=1),
+    "average pool, wide pads": node("AveragePool", kernel_shape=[3, 3], pads=[2, 2, 2, 2],
+                                    count_include_pad=1),
     "global average pool": node("GlobalAveragePool"),
     "global max pool": node("GlobalMaxPool"),
     "lrn": node("LRN", size=3, alpha=0.3, beta=0.75, bias=1.5),
@@ -85,6 +90,8 @@ CASES = {
     "add channels": node("Add", {"c": f32(1, 4, 1, 1)}),
     "div channels": node("Div", {"c": 1 + np.abs(f32(4, 1, 1))}),
     "pow": node("Pow", {"c": np.float32(2)}),
+    "add scalar of a higher rank": node("Add", {"c": f32(1, 1, 1, 1, 1)}),
+    "add channels of a higher rank": node("Mul", {"c": f32(1, 1, 4, 1, 1)}),
     "add image": node("Add", {"c": f32(7, 9)}),
     "clip": node("Clip", {"lo": np.float32(-0.5), "hi": np.float32(0.9)}),
     "clip attributes": node("Clip", opset=10, min=0.0, max=6.0),
@@ -104,12 +111,17 @@ CASES = {
     "gather several": node("Gather", {"i": np.array([3, -1, 0])}, axis=2),
     "pad": node("Pad", {"p": [0, 1, 0, 2, 0, 0, 1, 1], "v": np.float32(0.5)}),
     "pad, reflect": node("Pad", {"p": [0, 0, 1, 2, 0, 0, 1, 1]}, mode="reflect"),
-    "resize": node("Resize", {"r": np.array([], np.float32), "s": np.float32([1, 1, 2, 3])},
-                   mode="nearest", coordinate_transformation_mode="asymmetric",
-                   nearest_mode="floor"),
-    "resize, linear": node("Resize", {"r": np.array([], np.float32),
-                                      "s": np.float32([1, 1, 1.5, 2])}, mode="linear"),
+    "resize": node("Resize", {"": None, "s": np.float32([1, 1, 2, 3])}, mode="nearest",
+                   coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
+    "resize, linear": node("Resize", {"": None, "s": np.float32([1, 1, 1.5, 2])}, mode="linear"),
+    "resize, early": node("Resize", {"s": np.float32([1, 1, 2, 3])}, opset=10),
     "reduce mean": node("ReduceMean", axes=[2, 3], keepdims=0),
+    "reduce mean of all": node("ReduceMean", opset=18),
+    "reduce mean of nothing": node("ReduceMean", opset=18, noop_with_empty_axes=1),
+    "squeeze by no axes": ([helper.make_node("GlobalMaxPool", ["x"], ["m"]),
+                            helper.make_node("Squeeze", ["m", "a"], ["y"])],
+                           {"a": np.array([], np.int64)}, 17),
+    "attributes at their defaults": node("Selu", alpha=1.6732632423543772, gamma=1.05070102214813),
     **{op.lower(): node(op) for op in ("Relu", "Sigmoid", "Tanh", "Elu", "Selu", "Softplus", "Abs",
                                        "Neg", "Erf", "Exp", "Identity")},
 }  # fmt: skip
@@ -118,10 +130,52 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_operator(case: str, tmp_path: Path) -> None:
     nodes, constants, opset = CASES[case]
-    if case == "resize" or case == "resize, linear":
-        nodes[0].input[:] = ["x", "", "s"]
-        constants = {"s": constants["s"]}
     check(model_of(nodes, IMAGE, constants, opset), tmp_path)
+
+
+def test_a_constant_may_add_channels(tmp_path: Path) -> None:
+    nodes, constants, opset = node("Mul", {"c": f32(3, 1, 1)})
+    module = check(model_of(nodes, (1, 1, 5, 6), constants, opset), tmp_path, (1, 1, 5, 6))
+    x = torch.randn(1, 1, 5, 6)
+    quantized = fxquant.quantize(module, [x], progress=False)
+    torch.testing.assert_close(quantized(x), module(x), atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (1, 5), (4, 5), (4, 1)], ids=str)
+def test_biases_of_gemm(shape: tuple[int, ...], tmp_path: Path) -> None:
+    constants = {"w": f32(3, 5), "b": np.asarray(f32(*shape))}
+    nodes, constants, opset = node("Gemm", constants, alpha=0.5, beta=2.0)
+    check(model_of(nodes, (4, 3), constants, opset), tmp_path, (4, 3))
+
+
+REFUSED = {
+    "antialias = 1": node("Resize", {"": None, "s": np.float32([1, 1, 2, 2])}, opset=18,
+                          mode="linear", antialias=1),
+    "keep_aspect_ratio_policy = not_larger": node(
+        "Resize", {"": None, " ": np.float32([]), "s": np.array([2, 4, 14, 14])}, opset=18,
+        mode="linear", keep_aspect_ratio_policy="not_larger"),
+    "pytorch_half_pixel": node("Resize", {"": None, "s": np.float32([1, 1, 1 / 7, 1])},
+                               mode="linear", coordinate_transformation_mode="pytorch_half_pixel"),
+    "chosen axes": node("Resize", {"": None, "s": np.float32([2, 2])}, opset=18, axes=[2, 3]),
+    "coordinates asymmetric": node("Resize", {"": None, "s": np.float32([1, 1, 2.1, 1])},
+                                   coordinate_transformation_mode="asymmetric",
+                                   nearest_mode="floor"),
+    "gamma = 2": node("Selu", gamma=2.0),
+    "axis = 1": node("Add", {"c": f32(4)}, opset=6, broadcast=1, axis=1),
+    "training mode": node("Dropout", {"r": np.float32(0.5), "t": np.array(True)}),
+    "last window": node("MaxPool", kernel_shape=[5, 5], pads=[3, 3, 3, 3], strides=[3, 3],
+                        ceil_mode=1),
+    "ValueError": node("Gemm", {"w": f32(9, 5), "b": f32(4)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_forms_that_are_not_imported(why: str, tmp_path: Path) -> None:
+    nodes, constants, opset = REFUSED[why]
+    onnx.save(model_of(nodes, IMAGE, constants, opset), str(tmp_path / "net.onnx"))
+    with pytest.raises(UnsupportedError, match="cannot be imported") as error:
+        import_onnx(tmp_path / "net.onnx")
+    assert error.value.where == "ONNX node y" and why in error.value.why
 
 
 @pytest.mark.parametrize("entry", [z for z in ZOO if len(z.shapes) == 1], ids=str)
@@ -172,6 +226,25 @@ def test_tokens(tmp_path: Path) -> None:
         model_of(nodes, (2, 5, 3), {"w": f32(3, 4), "b": f32(4)}, 13), tmp_path, (2, 5, 3)
     )
     assert sum(n.op == "call_module" for n in module.graph.nodes) == 1
+
+
+@pytest.mark.parametrize("second", ["p", "alias"])
+def test_a_product_with_other_readers_stays_without_the_bias(second: str, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node("Identity", ["p"], ["alias"]),
+        helper.make_node("Add", [second, "b"], ["q"]),
+        helper.make_node("Mul", ["p", "q"], ["y"]),
+    ]
+    constants = {"w": f32(3, 4), "b": f32(4)}
+    check(model_of(nodes, (2, 5, 3), constants), tmp_path, (2, 5, 3))
+    nodes[-1] = helper.make_node("Identity", ["q"], ["y"])
+    model = model_of(nodes, (2, 5, 3), constants)
+    model.graph.output.append(helper.make_tensor_value_info("p", FLOAT, None))
+    onnx.save(model, str(tmp_path / "net.onnx"))
+    x = torch.randn(2, 5, 3)
+    _, product = import_onnx(tmp_path / "net.onnx").module(x)
+    torch.testing.assert_close(product, x @ torch.from_numpy(constants["w"]))
 
 
 def test_operators_that_cannot_be_imported_are_all_named(tmp_path: Path) -> None:
