@@ -66,7 +66,9 @@ class Prepared:
         self.calibration = Calibration(graph, range_estimators(graph, config), limit)
         self.solved: Solved | None = None
         self.solver_name = ""
-        self.finished: dict[str, Record] = {}
+        self.streamed = False  # calibrate has passed data
+        self.finished: dict[str, Record] = {}  # solved units of an interrupted run
+        self.owner = ""  # that run
         self.equalized: tuple[Equalization, ...] = ()
         self.refusals: dict[str, str] = {}
 
@@ -119,9 +121,10 @@ class Prepared:
         self.calibration.set_grids()
         samples = self.calibration.store.stacked()
         options = replace(options, batch=self.batch)
-        on_solved = None
+        on_solved, owner = None, fingerprint(self.graph, samples, steps, options.seed)
+        if owner != self.owner:
+            self.finished, self.owner = {}, owner
         if checkpoint is not None:
-            owner = fingerprint(self.graph, samples, steps, options.seed)
             stored = Checkpoint(checkpoint, owner)
             self.finished = stored.load(self.graph)
             on_solved = stored.add
@@ -258,8 +261,8 @@ def calibrate(
     Args:
         prepared: From `prepare`.
         data: A tensor, a DataLoader or any iterable of batches: tensors, tuples, `(x, label)`, on
-            any device. None goes on with what was observed: after Ctrl-C, solved units are not
-            solved again.
+            any device. None goes on with what was observed. After Ctrl-C, the same call, or one
+            with None, does not solve the units again that are solved already.
         solver: A solver or a tuple of them, applied in order, equalizations first; default: the
             recipe of the preset.
         progress: Show progress bars on stderr.
@@ -276,7 +279,9 @@ def calibrate(
             remedy="pass what fxquant.prepare returned",
         )
     if data is not None:
-        prepared.finished.clear()
+        if prepared.streamed:  # and interrupted
+            prepared.calibration.forget()
+        prepared.streamed = True
         total = len(data) if isinstance(data, Sized) and not isinstance(data, Tensor) else None
         batches = batches_of(data, len(prepared.calibration.inputs))
         for batch in tqdm(batches, "calibrate", total, unit="batch", disable=not progress):

@@ -134,6 +134,11 @@ class Calibration:
         self.terms = {n.name: 0.0 for n in gm.graph.nodes if _adds_residual(n)}
         self.store = SampleStore(samples)
 
+    def forget(self) -> None:
+        """Begin anew."""
+        self._forget_ranges()
+        self.store = SampleStore(self.store.limit)
+
     @torch.no_grad()
     def observe(self, *inputs: Tensor) -> Any:
         """Run the float model on a batch and remember what it shows; returns its output.
@@ -168,11 +173,14 @@ class Calibration:
     @torch.no_grad()
     def reobserve(self, batch: int | None = None) -> None:
         """Gather the statistics anew, on the kept samples, after the graph was rewritten."""
-        self.statistics = {name: Statistics() for name in self.statistics}
-        self.terms = dict.fromkeys(self.terms, 0.0)
+        self._forget_ranges()
         observer = _Observer(self.gm, self.statistics, self.terms)
         for inputs in self.kept(batch):
             observer.run(*inputs)
+
+    def _forget_ranges(self) -> None:
+        self.statistics = {name: Statistics() for name in self.statistics}
+        self.terms = dict.fromkeys(self.terms, 0.0)
 
     def _check_seen(self) -> None:
         if self.store.seen == 0:

@@ -21,6 +21,7 @@ from fxquant.solvers import (
     UWC,
     AdaRound,
     BiasCorrection,
+    CrossLayerEqualization,
     EasyQuant,
     LayerProblem,
     LayerSolution,
@@ -245,8 +246,11 @@ class Interrupting(RoundToNearest):
         return RoundToNearest.solve_layer(self, problem, rng)
 
 
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_an_interrupted_run_continues_where_it_stopped(on_disk: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["goes_on", "same_call"])
+@pytest.mark.parametrize("on_disk", [False, True], ids=["in_memory", "on_disk"])
+def test_an_interrupted_run_continues_where_it_stopped(
+    on_disk: bool, again: bool, tmp_path: Path
+) -> None:
     steps = (Interrupting(), BiasCorrection(), UWC(Training(iterations=6, batch=8)))
     Interrupting.calls.clear()
     whole = fxquant.quantize(residual(), [IMAGES], solver=steps, progress=False)
@@ -256,12 +260,26 @@ def test_an_interrupted_run_continues_where_it_stopped(on_disk: bool, tmp_path: 
     prepared = fxquant.prepare(residual(), IMAGES[:1])
     with pytest.raises(KeyboardInterrupt):
         fxquant.calibrate(prepared, [IMAGES], steps, progress=False, checkpoint=checkpoint)
-    if on_disk:  # another process
+    if on_disk and not again:  # another process
         prepared = fxquant.prepare(residual(), IMAGES[:1])
-    data = [IMAGES] if on_disk else None
+    data = [IMAGES] if on_disk or again else None
     fxquant.calibrate(prepared, data, steps, progress=False, checkpoint=checkpoint)
     calls = Interrupting.calls
     assert calls == ["stem", "a", "b", "expand", "expand", "depthwise", "project", "head"]
+    assert torch.equal(fxquant.convert(prepared)(IMAGES), whole(IMAGES))
+
+
+@pytest.mark.parametrize("steps", [RoundToNearest(), (CrossLayerEqualization(), GPTQ()), None])
+def test_another_solver_does_not_go_on_with_units_of_an_interrupted_one(
+    steps: Solver | None, tmp_path: Path
+) -> None:
+    whole = fxquant.quantize(residual(), [IMAGES], solver=steps, progress=False)
+    Interrupting.stop_at = "depthwise"
+    prepared = fxquant.prepare(residual(), IMAGES[:1])
+    with pytest.raises(KeyboardInterrupt):
+        fxquant.calibrate(prepared, [IMAGES], Interrupting(), progress=False)
+    if steps is not None:
+        fxquant.calibrate(prepared, None, steps, progress=False)
     assert torch.equal(fxquant.convert(prepared)(IMAGES), whole(IMAGES))
 
 
