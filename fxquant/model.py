@@ -63,8 +63,9 @@ class Quantized:
 
     @property
     def graph_module(self) -> GraphModule:
-        """The fx graph with quantize/dequantize nodes: trainable, in float, for other tools.
+        """The fx graph with quantize/dequantize nodes: in float, for other tools.
 
+        Gradients pass to its input, and to scales and biases that require them; codes are fixed.
         It rounds each result from a float value, so single codes differ by one from the integers.
         """
         if self._qdq is None:
@@ -82,7 +83,7 @@ class Quantized:
     def __call__(self, *inputs: Tensor) -> Any:
         """Simulate the device: float in, float out, and between them its integers, bit for bit.
 
-        Gradients do not pass; train `graph_module` instead.
+        Gradients do not pass; they do through `graph_module`.
 
         Raises:
             ConfigError: Number, type or shape of the inputs is wrong.
