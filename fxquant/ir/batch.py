@@ -86,9 +86,7 @@ def _joined(output: Any, own: set[Node], parts: Sequence[Any]) -> Any:
     if isinstance(output, dict):
         return {k: _joined(v, own, [p[k] for p in parts]) for k, v in output.items()}
     if isinstance(output, tuple | list):
-        items = [_joined(v, own, [p[i] for p in parts]) for i, v in enumerate(output)]
-        kind = type(parts[0])
-        return kind(items) if kind in (tuple, list) else kind(*items)  # else a named tuple
+        return type(parts[0])(_joined(v, own, [p[i] for p in parts]) for i, v in enumerate(output))
     if not isinstance(output, Node) or output not in own:
         return parts[0]
     if parts[0].ndim == 0:

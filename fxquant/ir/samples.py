@@ -55,7 +55,8 @@ def by_sample(gm: GraphModule, probing: bool = False) -> frozenset[str] | None:
         return None
     values = [n for n in dependents(gm.graph) if n.op != "output" and "shape" in n.meta]
     doubled = [n for n in values if run.doubled(n)]
-    foreign = any(meta.opdef(n) is None and n.target is not operator.getitem for n in values)
+    calls = [n for n in values if n.op.startswith("call_") and n.target is not operator.getitem]
+    foreign = any(meta.opdef(n) is None for n in calls)
     if len(doubled) < len(values) or (probing and foreign):
         first, second = _digests(gm, shapes)
         doubled = [n for n in doubled if _same(first[n][1], second[n][0])]

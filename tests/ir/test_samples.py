@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -121,13 +121,6 @@ def test_tokens_before_samples_cannot_be_cut() -> None:
     assert known is not None
     for name in ("stem", "second"):
         assert (name in known) == (name == "stem"), nodes[name].meta["shape"]
-
-
-class Two(NamedTuple):
-    """Results with names."""
-
-    scores: Tensor
-    anchors: Tensor
 
 
 OUTPUTS: dict[str, Callable[[Net, Tensor], Any]] = {
