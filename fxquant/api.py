@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from fxquant.allocator import kept_memory
 from fxquant.calibration import Calibration, batches_of
-from fxquant.config import W8A8, Config
+from fxquant.config import W8A8, Config, check_config
 from fxquant.errors import CalibrationError, CaptureError, ConfigError, StageError, TargetError
 from fxquant.ir import meta
 from fxquant.ir.batch import fixed_batch, run_in_batches
@@ -214,6 +214,7 @@ def prepare(
             f"target is a {type(target).__name__}",
             remedy="use a constant of fxquant.targets, or Target(...)",
         )
+    check_config(config)
     device = model_device(model)
     inputs = tuple(x.detach().to("cpu", torch.float32) for x in as_inputs(example_inputs))
     gm = normalize(capture(model, inputs), inputs)

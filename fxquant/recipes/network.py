@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxquant.config import Config, OpConfig
+from fxquant.config import Config, OpConfig, check_config
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
 from fxquant.ir.device import model_device, move
@@ -98,6 +98,7 @@ def describe(model: Any, example_inputs: Any, config: Config) -> Network:
         CaptureError: The model cannot be captured, or is spread over several devices.
         ConfigError: There is no layer to choose a width for.
     """
+    check_config(config)
     if config.first_last is None and config.default is not None:
         wide = OpConfig(FIRST_LAST, max(FIRST_LAST, config.default.activation_bits))
         config = replace(config, first_last=wide)
