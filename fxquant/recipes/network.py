@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
@@ -103,7 +102,7 @@ def describe(model: Any, example_inputs: Any, config: Config) -> Network:
         wide = OpConfig(FIRST_LAST, max(FIRST_LAST, config.default.activation_bits))
         config = replace(config, first_last=wide)
     device = model_device(model)
-    inputs = tuple(x.detach().to("cpu", torch.float32) for x in as_inputs(example_inputs))
+    inputs = as_inputs(example_inputs)
     gm = annotate(fuse(normalize(capture(model, inputs), inputs)), config)
     operators = [n for n in gm.graph.nodes if n.op.startswith("call_")]
     weighted = [n for n in operators if meta.is_weighted(n)]
