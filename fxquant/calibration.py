@@ -84,10 +84,11 @@ def check_batch(gm: GraphModule, inputs: Sequence[Any]) -> None:
         CalibrationError: Wrong number, shape or dtype, NaN or infinite values.
     """
     check_inputs(gm, inputs, CalibrationError)
-    for i, x in enumerate(inputs):
+    names = (n.name for n in gm.graph.nodes if n.op == "placeholder")
+    for name, x in zip(names, inputs, strict=True):
         if not bool(torch.isfinite(x).all()):
             raise CalibrationError(
-                f"input {i} contains NaN or infinite values", remedy="clean the calibration data"
+                f"input {name} contains NaN or infinite values", remedy="clean the calibration data"
             )
 
 

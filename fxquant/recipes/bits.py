@@ -124,7 +124,11 @@ def _problems(
         )
     for average in averages:
         if not isinstance(average, Real) or not math.isfinite(average):
-            raise ConfigError(f"an average of {average!r} bits is no number", where="average")
+            raise ConfigError(
+                f"an average of {average!r} bits is no number",
+                where="average",
+                remedy="pass one such as 4.5",
+            )
     free = network.free
     costs = [w.size if budget == "size" else w.bit_operations for w in free]
     per_bit = np.array(costs, dtype=np.float64)

@@ -66,7 +66,9 @@ class Options:
     def __post_init__(self) -> None:
         for name, value in (("seed", self.seed), ("memory", self.memory)):
             if not isinstance(value, Integral):
-                raise ConfigError(f"{name}={value!r} is no whole number", where=name)
+                raise ConfigError(
+                    f"{name}={value!r} is no whole number", where=name, remedy="pass an int"
+                )
 
 
 @torch.no_grad()
