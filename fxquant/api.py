@@ -14,14 +14,14 @@ from torch.fx import GraphModule
 from tqdm.auto import tqdm
 
 from fxquant.allocator import kept_memory
-from fxquant.calibration import Calibration, batches_of
-from fxquant.config import W8A8, Config
+from fxquant.calibration import Calibration, batches_of, check_batch, example_of
+from fxquant.config import W8A8, Config, check_config
 from fxquant.errors import CalibrationError, CaptureError, ConfigError, StageError, TargetError
 from fxquant.ir import meta
 from fxquant.ir.batch import fixed_batch, run_in_batches
 from fxquant.ir.device import CPU, device_of, model_device, move, working_on
 from fxquant.ir.frontend import capture, normalize
-from fxquant.ir.frontend.capture import as_inputs
+from fxquant.ir.frontend.capture import as_inputs, required_inputs
 from fxquant.ir.stages import Stage, verify
 from fxquant.ir.units import units
 from fxquant.model import FloatIsland, Quantized, float_islands
@@ -72,6 +72,7 @@ class Prepared:
         self.equalized: tuple[Equalization, ...] = ()
         self.refusals: dict[str, str] = {}
 
+    @torch.inference_mode(False)
     def __call__(self, *inputs: Tensor) -> Any:
         """Observe a batch, on any device; returns the float model's output, where the model is."""
         if self.solved is not None:
@@ -79,7 +80,9 @@ class Prepared:
                 "this model is calibrated already",
                 remedy="call prepare again to calibrate with other data",
             )
-        return run_in_batches(self.graph.graph, self.calibration.observe, inputs, self.batch)
+        check_batch(self.graph, inputs)
+        batch = [x.clone() if x.is_inference() else x for x in inputs]
+        return run_in_batches(self.graph.graph, self.calibration.observe, batch, self.batch)
 
     def __str__(self) -> str:
         nodes = {n.name: n for n in self.graph.graph.nodes}
@@ -113,8 +116,7 @@ class Prepared:
         chosen = solver
         if chosen is None:
             chosen = default_steps(self.config, pixels_of(self.graph))
-        every = tuple(chosen) if isinstance(chosen, Sequence) else (chosen,)
-        equalizations, steps = split(every)
+        equalizations, steps = split(chosen)
         device = device_of(self.graph)
         with working_on(device):
             self._equalize(equalizations)
@@ -131,7 +133,7 @@ class Prepared:
         with working_on(device):
             self.solved = solve(self.graph, samples, steps, options, self.finished, on_solved)
         move(self.graph, CPU)
-        self.solver_name = repr(every)
+        self.solver_name = repr((*equalizations, *steps))
         for name, note in scaling_notes(self.graph).items():
             notes = self.solved.notes
             notes[name] = f"{notes[name]}; {note}" if name in notes else note
@@ -160,14 +162,25 @@ def input_bytes(gm: GraphModule) -> int:
     return max(1, sum(4 * torch.Size(shape).numel() for shape in shapes))
 
 
-def split(steps: Sequence[Step]) -> tuple[tuple[Equalization, ...], tuple[Solver, ...]]:
+def split(
+    solver: Step | Sequence[Step],
+) -> tuple[tuple[Equalization, ...], tuple[Solver, ...]]:
     """The equalizations and the solvers behind them.
 
     Raises:
-        ConfigError: An equalization comes after a solver.
+        ConfigError: A step is neither, or an equalization comes after a solver.
     """
+    steps: tuple[Any, ...] = tuple(solver) if isinstance(solver, tuple | list) else (solver,)
+    for step in steps:
+        if not isinstance(step, Step):
+            raise ConfigError(
+                f"{step!r} is no solver",
+                where="solver",
+                remedy="pass an object such as fxquant.solvers.GPTQ(), a tuple of such objects, or "
+                'a recipe by its name: fxquant.recipes.recipe("gptq")',
+            )
     equalizations = tuple(s for s in steps if isinstance(s, Equalization))
-    if tuple(steps[: len(equalizations)]) != equalizations:
+    if steps[: len(equalizations)] != equalizations:
         raise ConfigError(
             f"{equalizations[-1]!r} comes after a solver",
             why="it scales float weights, which a solver has turned into integer codes",
@@ -187,6 +200,7 @@ def scaling_notes(gm: GraphModule) -> dict[str, str]:
     return notes
 
 
+@torch.inference_mode(False)  # its tensors could not be trained on
 def prepare(
     model: Any,
     example_inputs: Any,
@@ -217,8 +231,9 @@ def prepare(
             f"target is a {type(target).__name__}",
             remedy="use a constant of fxquant.targets, or Target(...)",
         )
+    check_config(config)
     device = model_device(model)
-    inputs = tuple(x.detach().to("cpu", torch.float32) for x in as_inputs(example_inputs))
+    inputs = as_inputs(example_inputs)
     gm = normalize(capture(model, inputs), inputs)
     _check_parameters(gm)
     gm = fuse(gm)
@@ -242,6 +257,7 @@ def _check_parameters(gm: GraphModule) -> None:
             )
 
 
+@torch.inference_mode(False)
 @kept_memory()
 def calibrate(
     prepared: Prepared,
@@ -272,12 +288,16 @@ def calibrate(
 
     Raises:
         CalibrationError: The data is empty, of the wrong shape or not finite.
+        ConfigError: The solver, the seed or the memory is none.
     """
     if not isinstance(prepared, Prepared):
         raise CalibrationError(
             f"calibrate got a {type(prepared).__name__}",
             remedy="pass what fxquant.prepare returned",
         )
+    options = Options(seed=seed, memory=memory, progress=progress)
+    if solver is not None:
+        split(solver)  # before the data is read
     if data is not None:
         if prepared.streamed:  # and interrupted
             prepared.calibration.forget()
@@ -286,10 +306,11 @@ def calibrate(
         batches = batches_of(data, len(prepared.calibration.inputs))
         for batch in tqdm(batches, "calibrate", total, unit="batch", disable=not progress):
             prepared(*batch)
-    prepared.solve(solver, Options(seed=seed, memory=memory, progress=progress), checkpoint)
+    prepared.solve(solver, options, checkpoint)
     return prepared
 
 
+@torch.inference_mode(False)
 def convert(prepared: Prepared) -> Quantized:
     """The quantized network. A model observed by hand is solved with the default solver first.
 
@@ -335,19 +356,22 @@ def quantize(
     progress: bool = True,
     seed: int = 0,
     memory: int = MEMORY,
+    checkpoint: str | Path | None = None,
 ) -> Quantized:
     """prepare, calibrate and convert in one call.
 
     Args:
         model: As in `prepare`.
         data: As in `calibrate`; must be re-iterable if `example_inputs` is None.
-        example_inputs: Default: the first sample of the first batch.
+        example_inputs: Default: the first sample of the first batch, of as many tensors as
+            forward() has inputs without default.
         config: As in `prepare`.
         solver: As in `calibrate`.
         target: As in `prepare`.
         progress: Show progress bars.
         seed: Seed of the solver.
         memory: As in `calibrate`.
+        checkpoint: As in `calibrate`.
 
     Raises:
         CalibrationError: The data is unusable, or can be read only once and `example_inputs` is
@@ -356,15 +380,10 @@ def quantize(
         ConfigError: The configuration or the example inputs are invalid.
     """
     if example_inputs is None:
-        first = data if isinstance(data, Tensor) else next(iter(data), None)
-        if first is None or iter(data) is data:
-            raise CalibrationError(
-                "example inputs cannot be taken from this data",
-                why="it is empty, or an iterator that can be read only once",
-                remedy="pass example_inputs, or a list or DataLoader",
-            )
-        tensor = first if isinstance(first, Tensor) else first[0]
-        example_inputs = tensor[:1]
+        example_inputs = example_of(data, required_inputs(model))
     prepared = prepare(model, example_inputs, config, target)
-    calibrate(prepared, data, solver, progress=progress, seed=seed, memory=memory)
+    calibrate(
+        prepared, data, solver,
+        progress=progress, seed=seed, memory=memory, checkpoint=checkpoint,
+    )  # fmt: skip
     return convert(prepared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from fxquant.ir.batch import channels_last, samples_at_once
 from fxquant.ir.device import device_of, working_on
 from fxquant.ir.floats import FloatNetwork, channel_bounds, clamped
 from fxquant.ir.headroom import with_headroom
+from fxquant.ir.inputs import check_inputs
 from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator, Statistics
 from fxquant.numerics.types import QParams, QuantSpec, qparams_from_range
@@ -31,10 +32,11 @@ def tensors_of(batch: Any, inputs: int) -> tuple[Tensor, ...]:
     """
     values = (batch,) if isinstance(batch, Tensor) else batch
     values = values if isinstance(values, tuple | list) else ()
-    tensors = tuple(v for v in values[:inputs] if isinstance(v, Tensor))
+    tensors = tuple(v for v in values[:inputs] if isinstance(v, Tensor) and v.ndim)
     if len(tensors) != inputs:
         raise CalibrationError(
-            f"a calibration batch has {len(tensors)} tensors, the model takes {inputs} inputs",
+            f"a calibration batch has {len(tensors)} tensors with a batch axis, the model takes "
+            f"{inputs} inputs",
             where=f"batch of type {type(batch).__name__}",
             remedy="yield tensors, tuples of the model's inputs, or (inputs..., label)",
         )
@@ -42,7 +44,7 @@ def tensors_of(batch: Any, inputs: int) -> tuple[Tensor, ...]:
 
 
 def batches_of(data: Any, inputs: int) -> Iterator[tuple[Tensor, ...]]:
-    """Batches from a tensor (one batch), a DataLoader or any iterable of batches.
+    """Batches from a tensor (one batch), a DataLoader or any iterable of batches; no empty ones.
 
     Raises:
         CalibrationError: The data cannot be iterated, or a batch has too few tensors.
@@ -54,7 +56,40 @@ def batches_of(data: Any, inputs: int) -> Iterator[tuple[Tensor, ...]]:
         )
     source: Iterable[Any] = (data,) if isinstance(data, Tensor) else data
     for batch in source:
-        yield tensors_of(batch, inputs)
+        tensors = tensors_of(batch, inputs)
+        if any(map(len, tensors)):
+            yield tensors
+
+
+def example_of(data: Any, inputs: int) -> tuple[Tensor, ...]:
+    """The first sample of the first batch.
+
+    Raises:
+        CalibrationError: There is none, or the data could not be read again.
+    """
+    first = None if isinstance(data, Iterator) else next(batches_of(data, inputs), None)
+    if first is None:
+        raise CalibrationError(
+            "example inputs cannot be taken from this data",
+            why="it is empty, or an iterator that can be read only once",
+            remedy="pass example_inputs, or a list or DataLoader",
+        )
+    return tuple(x[:1] for x in first)
+
+
+def check_batch(gm: GraphModule, inputs: Sequence[Any]) -> None:
+    """Refuse a batch nothing can be learned from.
+
+    Raises:
+        CalibrationError: Wrong number, shape or dtype, NaN or infinite values.
+    """
+    check_inputs(gm, inputs, CalibrationError)
+    names = (n.name for n in gm.graph.nodes if n.op == "placeholder")
+    for name, x in zip(names, inputs, strict=True):
+        if not bool(torch.isfinite(x).all()):
+            raise CalibrationError(
+                f"input {name} contains NaN or infinite values", remedy="clean the calibration data"
+            )
 
 
 class _Observer(FloatNetwork):
@@ -143,10 +178,12 @@ class Calibration:
     def observe(self, *inputs: Tensor) -> Any:
         """Run the float model on a batch and remember what it shows; returns its output.
 
+        Args:
+            inputs: See `check_batch`.
+
         Raises:
-            CalibrationError: Wrong shape or dtype, NaN or infinite values.
+            CalibrationError: A value inside the model is NaN or infinite.
         """
-        self._check(inputs)
         device = device_of(self.gm)
         batch = [channels_last(x.to(device, torch.float32)) for x in inputs]
         with working_on(device):
@@ -188,30 +225,6 @@ class Calibration:
                 "no calibration data was seen",
                 remedy="pass a non-empty loader to calibrate(), or call prepared(x) on batches",
             )
-
-    def _check(self, inputs: tuple[Tensor, ...]) -> None:
-        if len(inputs) != len(self.inputs):
-            raise CalibrationError(
-                f"{len(inputs)} inputs were given, the model takes {len(self.inputs)}"
-            )
-        for node, x in zip(self.inputs, inputs, strict=True):
-            expected = meta.shape_of(node)
-            if x.ndim != len(expected) or tuple(x.shape[1:]) != expected[1:]:
-                raise CalibrationError(
-                    f"input {node.name} has shape {tuple(x.shape)}",
-                    why=f"the model was prepared with {expected} (any batch size)",
-                    remedy="resize the data, or prepare with example inputs of this shape",
-                )
-            if not x.dtype.is_floating_point:
-                raise CalibrationError(
-                    f"input {node.name} has dtype {x.dtype}",
-                    remedy="convert it with .float() and normalize it as in training",
-                )
-            if not bool(torch.isfinite(x).all()):
-                raise CalibrationError(
-                    f"input {node.name} contains NaN or infinite values",
-                    remedy="clean the calibration data",
-                )
 
     def set_grids(self) -> None:
         """Turn statistics into the qparams of every value.

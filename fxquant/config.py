@@ -1,15 +1,17 @@
 """What to quantize and how finely: presets, and rules by type, pattern and name.
 
 Precedence, weakest first, as PyTorch users know it: default < operator type < module-name regular
-expression < module name. A rule of `None` leaves the operator in float. A rule that matches
-nothing is an error.
+expression < module name. A rule for a module type holds for its subclasses, where the rule for the
+nearest class wins. A rule of `None` leaves the operator in float. A rule that matches nothing is an
+error.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
@@ -19,6 +21,15 @@ from fxquant.numerics.ranges import MinMax, Mse, RangeEstimator
 OpType = type[nn.Module] | str
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (*WEIGHT_BITS, 16)
+
+
+def _check_estimator(where: str, value: Any) -> None:
+    if isinstance(value, type) or not isinstance(value, RangeEstimator):
+        raise ConfigError(
+            f"{where} is {value!r}",
+            where=where,
+            remedy="pass an estimator of fxquant.numerics.ranges, such as MinMax()",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +51,13 @@ class OpConfig:
             ("weight", self.weight_bits, WEIGHT_BITS, "2..8"),
             ("activation", self.activation_bits, ACTIVATION_BITS, "2..8 or 16"),
         ):
-            if bits not in allowed:
+            if not isinstance(bits, int) or bits not in allowed:
                 raise ConfigError(
                     f"{name}_bits={bits} is not supported",
                     why=f"integer kernels work on {name}s of {choice} bits",
                     remedy=f"choose {choice}, or None for the operator to leave it in float",
                 )
+        _check_estimator("OpConfig.activation_range", self.activation_range)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +85,16 @@ class Config:
     input_range: RangeEstimator = MinMax()
 
     def __post_init__(self) -> None:
-        if self.residual_bits not in (None, *ACTIVATION_BITS):
+        _check_op_config("Config.default", self.default)
+        _check_op_config("Config.first_last", self.first_last)
+        _check_rules("Config.types", self.types, _is_op_type, "module types or operator names")
+        _check_rules("Config.patterns", self.patterns, _is_text, "regular expressions")
+        _check_rules("Config.names", self.names, _is_text, "module paths or node names")
+        _check_estimator("Config.input_range", self.input_range)
+        bits = self.residual_bits
+        if bits is not None and not (isinstance(bits, int) and bits in ACTIVATION_BITS):
             raise ConfigError(
-                f"residual_bits={self.residual_bits} is not supported",
+                f"residual_bits={bits} is not supported",
                 where="Config.residual_bits",
                 remedy="choose 2..8 or 16, or None for the bits of the rules",
             )
@@ -107,6 +126,48 @@ class Config:
             patterns={**self.patterns, **(patterns or {})},
             names={**self.names, **(names or {})},
         )
+
+
+def check_config(config: Any) -> None:
+    """Refuse what is no configuration, where a user passes one.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"the configuration is {config!r}",
+            where="config",
+            remedy="pass a preset such as fxquant.W4A8, or Config(default=OpConfig(4, 8))",
+        )
+
+
+def _check_op_config(where: str, value: Any) -> None:
+    if value is not None and not isinstance(value, OpConfig):
+        raise ConfigError(
+            f"{where} is {value!r}",
+            where=where,
+            remedy="pass an OpConfig such as OpConfig(4, 8), or None",
+        )
+
+
+def _check_rules(where: str, rules: Any, is_key: Callable[[Any], bool], keys: str) -> None:
+    if not isinstance(rules, Mapping):
+        raise ConfigError(f"{where} is {rules!r}", where=where, remedy="pass a dict of rules")
+    for key, value in rules.items():
+        if not is_key(key):
+            raise ConfigError(
+                f"{where} has a rule for {key!r}", where=where, remedy=f"its keys are {keys}"
+            )
+        _check_op_config(f"{where}[{key!r}]", value)
+
+
+def _is_text(key: Any) -> bool:
+    return isinstance(key, str)
+
+
+def _is_op_type(key: Any) -> bool:
+    return isinstance(key, str) or (isinstance(key, type) and issubclass(key, nn.Module))
 
 
 def preset(weight_bits: int, activation_bits: int) -> Config:

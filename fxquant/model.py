@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxquant.errors import ConfigError
+from fxquant.errors import ConfigError, UnsupportedError
 from fxquant.ir import meta
 from fxquant.ir.batch import run_in_batches, samples_at_once
+from fxquant.ir.inputs import check_inputs
 from fxquant.passes.annotate import MOVES_FLOAT_RESULT
 from fxquant.passes.insert_qdq import insert_qdq
 from fxquant.passes.integerize import integerize
@@ -86,7 +88,7 @@ class Quantized:
         Gradients do not pass; they do through `graph_module`.
 
         Raises:
-            ConfigError: Number, type or shape of the inputs is wrong.
+            ConfigError: Number, type, shape or batch size of the inputs is wrong.
         """
         graph = self.integer.graph
         most = samples_at_once(self.calibrated.graph.nodes)
@@ -97,24 +99,12 @@ class Quantized:
         return self(*inputs)
 
     def checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The inputs in float32, if their number, types and shapes are right.
+        """The inputs in float32.
 
         Raises:
-            ConfigError: They are not.
+            ConfigError: Their number, type, shape or batch size is wrong.
         """
-        nodes = [n for n in self.calibrated.graph.nodes if n.op == "placeholder"]
-        if len(inputs) != len(nodes):
-            raise ConfigError(f"{len(inputs)} inputs were given, the network takes {len(nodes)}")
-        for node, x in zip(nodes, inputs, strict=True):
-            expected = meta.shape_of(node)
-            if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
-                kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-                raise ConfigError(f"input {node.name} is {kind}", why="it must be a float tensor")
-            if x.ndim != len(expected) or tuple(x.shape[1:]) != expected[1:]:
-                raise ConfigError(
-                    f"input {node.name} has shape {tuple(x.shape)}",
-                    why=f"the network takes {expected} (any batch size)",
-                )
+        check_inputs(self.calibrated, inputs, ConfigError)
         return tuple(x.to(torch.float32) for x in inputs)
 
     @property
@@ -161,7 +151,7 @@ class Quantized:
         return report(self, path, data, compiled, model)
 
     def save(self, path: str | Path) -> None:
-        """Write a `.fxq` file; see fxquant/storage.py."""
+        """Write a `.fxq` file; missing folders are made. See fxquant/storage."""
         from fxquant.storage import save
 
         save(self, path)
@@ -181,6 +171,21 @@ class Quantized:
         from fxquant.onnx import export_onnx
 
         return export_onnx(self, path, sample)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Quantized:
+        notes, provenance = dict(self.notes), copy.deepcopy(self.provenance, memo)
+        return Quantized(copy.deepcopy(self.calibrated, memo), notes, provenance, self.batch)
+
+    def __copy__(self) -> Quantized:
+        return replace(self)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse pickle, which would write a graph that cannot be read back."""
+        raise UnsupportedError(
+            "a quantized network cannot be pickled",
+            why="its graph is made of operators that pickle cannot restore",
+            remedy='write it with quantized.save("net.fxq"), read it with fxquant.load',
+        )
 
     def __str__(self) -> str:
         rows = [("node", "op", "shape", "weight", "result", "note")]

@@ -9,7 +9,7 @@ from typing import Any
 from fxquant.cli import models
 from fxquant.cli.arguments import add_config, add_data, widths
 from fxquant.cli.data import Batches, read_data
-from fxquant.cli.output import Result, show_progress, table
+from fxquant.cli.output import Result, check_output, show_progress, table
 from fxquant.errors import ConfigError
 from fxquant.inspection import inspect
 from fxquant.ir import meta
@@ -43,6 +43,8 @@ def execute(arguments: argparse.Namespace) -> Result:
     """Run the command."""
     if arguments.sensitivity and arguments.model is None:
         raise ConfigError("--sensitivity needs the float model", remedy="pass --model")
+    if arguments.html is not None:
+        check_output(arguments.html)
     quantized = models.read_quantized(arguments.network)
     inputs = [n for n in quantized.calibrated.graph.nodes if n.op == "placeholder"]
     data = read_data(arguments, [meta.shape_of(n) for n in inputs])

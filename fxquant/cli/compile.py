@@ -8,7 +8,7 @@ from pathlib import Path
 from fxquant.cli.arguments import TARGETS, target
 from fxquant.cli.backend import backend, target_of
 from fxquant.cli.models import read_quantized
-from fxquant.cli.output import Result, show_progress
+from fxquant.cli.output import Result, make_folder, show_progress
 
 EXAMPLES = """\
   fxquant compile net.fxq --output build/net
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> Result:
     """Run the command."""
+    make_folder(arguments.output)
     quantized = read_quantized(arguments.network)
     device = target_of(quantized, arguments.target)
     winograd = arguments.winograd

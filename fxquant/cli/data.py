@@ -75,11 +75,7 @@ class Arrays:
                 remedy="give every input the same number of samples, on the first axis",
             )
         for name, array in named.items():
-            if array.dtype.kind != "f":
-                raise CalibrationError(
-                    f"the data is of type {array.dtype}", where=name,
-                    remedy="store floats, scaled as the network was trained with",
-                )  # fmt: skip
+            check_floats(array, name)
         return Arrays(tuple(named.values()), spread(next(iter(counts.values())), samples), batch)
 
     def __len__(self) -> int:
@@ -95,6 +91,20 @@ class Arrays:
 def spread(count: int, wanted: int) -> np.ndarray:
     """Indices of at most `wanted` of `count` things, at equal distances."""
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64))
+
+
+def check_floats(array: np.ndarray, name: str) -> None:
+    """Refuse pixels as they come out of an image: networks are trained on scaled ones.
+
+    Raises:
+        CalibrationError: The array has other numbers.
+    """
+    if array.dtype.kind != "f":
+        raise CalibrationError(
+            f"the data is of type {array.dtype}",
+            where=name,
+            remedy="store floats, scaled as the network was trained with",
+        )
 
 
 def read_npy(path: Path) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 from fxquant.cli.arguments import add_data
 from fxquant.cli.data import read_data
 from fxquant.cli.models import read_quantized
-from fxquant.cli.output import Result
+from fxquant.cli.output import Result, check_output
 from fxquant.ir import meta
 from fxquant.onnx import export_onnx
 
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> Result:
     """Run the command."""
+    check_output(arguments.onnx)
     quantized = read_quantized(arguments.network)
     sample = None
     if arguments.data is not None:

@@ -36,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stage", choices=[s.value for s in Stage], metavar="STAGE",
         help=f"print the graph of a stage: {', '.join(s.value for s in Stage)}",
     )  # fmt: skip
-    parser.add_argument("--shape", type=shape, metavar="N,C,H,W", help="input shape of a model")
+    parser.add_argument(
+        "--shape", type=shape, action="append", default=[], metavar="N,C,H,W",
+        help="input shape of a model; repeated for models with several inputs",
+    )  # fmt: skip
     add_config(parser)
 
 

@@ -6,6 +6,7 @@ import importlib
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,17 +53,18 @@ class Source:
             )
         return tuple(x[:count] for x in batch)
 
-    def zeros(self, shape: tuple[int, ...] | None) -> tuple[Tensor, ...]:
-        """Example inputs of the model's own shapes, or of a given one.
+    def zeros(self, given: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """Example inputs of the model's own shapes, or of given ones.
 
         Raises:
             ConfigError: The shape is not known, or absurd.
         """
-        shapes = self.shapes if shape is None else (shape,)
+        shapes = given or self.shapes
         sizes = [tuple(d for d in s if d is not None) for s in shapes]
         if not shapes or any(len(a) != len(b) for a, b in zip(sizes, shapes, strict=True)):
             raise ConfigError(
-                "the shape of the model's input is not known", remedy="pass --shape 1,3,224,224"
+                "the shape of the model's input is not known",
+                remedy="pass --shape 1,3,224,224, once for each input",
             )
         if any(math.prod(s) > _LARGEST_INPUT for s in sizes):
             raise ConfigError(f"inputs of shape {sizes} are too large")

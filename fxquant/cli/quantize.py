@@ -12,7 +12,7 @@ from fxquant.cli.bits import HELP as BITS_HELP
 from fxquant.cli.bits import bits_option, with_bits
 from fxquant.cli.data import read_data
 from fxquant.cli.inspect import counts
-from fxquant.cli.output import Result, show_progress
+from fxquant.cli.output import Result, check_output, show_progress
 from fxquant.recipes import RECIPES, recipe
 
 EXAMPLES = """\
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> Result:
     """Run the command."""
+    check_output(arguments.output, ".fxq")
     source = models.read_model(arguments.model)
     data = read_data(arguments, source.shapes)
     example = source.example(data)
@@ -57,7 +58,6 @@ def execute(arguments: argparse.Namespace) -> Result:
     quantized = convert(prepared)
     if arguments.target is not None:
         quantized.provenance["target"] = arguments.target.name
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     quantized.save(arguments.output)
     size = arguments.output.stat().st_size
     summary = counts(quantized.calibrated)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fxquant.cli.arguments import target
 from fxquant.cli.backend import HELP, backend, compiled
-from fxquant.cli.data import read_npy
+from fxquant.cli.data import check_floats, read_npy
 from fxquant.cli.models import read_quantized
-from fxquant.cli.output import Result
+from fxquant.cli.output import Result, check_output
 from fxquant.errors import ConfigError, FileFormatError
 from fxquant.ir import meta
 from fxquant.targets import Target
@@ -55,6 +55,8 @@ def execute(arguments: argparse.Namespace) -> Result:
     """Run the command."""
     if arguments.target is not None and arguments.engine != "compiled":
         raise ConfigError("the reference has no target", remedy="leave --target out")
+    for path in arguments.output:
+        check_output(path, ".npy", ".bin")
     function, shapes = _network(arguments.network, arguments.engine, arguments.target)
     if len(arguments.inputs) != len(shapes):
         raise ConfigError(f"{len(arguments.inputs)} inputs given, the network takes {len(shapes)}")
@@ -92,7 +94,9 @@ def _network(path: str, engine: str, device: Target | None) -> tuple[Any, list[t
 def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
     """An input; its first axis may be a multiple of the network's batch."""
     if path.suffix == ".npy":
-        return torch.from_numpy(np.array(read_npy(path), np.float32))
+        array = read_npy(path)
+        check_floats(array, str(path))
+        return torch.from_numpy(np.array(array, np.float32))
     if path.suffix != ".bin":
         raise ConfigError(f"{path} is no .npy or .bin file")
     if not path.is_file():
@@ -107,9 +111,6 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    if path.suffix not in (".npy", ".bin"):
-        raise ConfigError(f"{path} is no .npy or .bin file")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npy":
         np.save(path, array)
     else:

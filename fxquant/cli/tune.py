@@ -8,7 +8,7 @@ from pathlib import Path
 from fxquant.cli.arguments import TARGETS, positive, target
 from fxquant.cli.backend import backend, target_of
 from fxquant.cli.models import read_quantized
-from fxquant.cli.output import Result, show_progress
+from fxquant.cli.output import Result, check_output, show_progress
 
 EXAMPLES = """\
   fxquant tune net.fxq --output net.tuned --minutes 10
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> Result:
     """Run the command."""
+    check_output(arguments.output)
     quantized = read_quantized(arguments.network)
     device = target_of(quantized, arguments.target)
     tuned = backend().tune(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxquant.errors import ConfigError
 from fxquant.inspection.advice import Measured, advice, float_remedy, overall
 from fxquant.inspection.device import KernelTime, MemoryMap, Profiled
 from fxquant.inspection.facts import NodeFacts, node_facts
@@ -135,9 +136,19 @@ def inspect(
         samples: How many inputs to measure errors on at most.
 
     Raises:
-        CalibrationError: The data is empty.
-        ConfigError: `model` is not the one that was quantized.
+        CalibrationError: The data is empty, or the network cannot run it.
+        ConfigError: `model` is not the one that was quantized, or an argument is of a wrong type.
     """
+    if not isinstance(quantized, Quantized):
+        raise ConfigError(
+            f"inspect got a {type(quantized).__name__}", remedy="pass what fxquant.convert returned"
+        )
+    if compiled is not None and not callable(compiled):
+        raise ConfigError(
+            f"the compiled network is {compiled!r}",
+            where="compiled",
+            remedy="pass what tvm_backend.compile returned, or a function of the inputs",
+        )
     measured = Measurements({}, {}) if data is None else measure(quantized, data, model, samples)
     kernels: Sequence[KernelTime] = ()
     memory, timings = None, {}

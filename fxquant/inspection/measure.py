@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fxquant.calibration import batches_of
+from fxquant.calibration import batches_of, check_batch
 from fxquant.errors import CalibrationError
 from fxquant.inspection.histogram import Histogram, code_counts
 from fxquant.inspection.probe import Observation, Probe, float_graph
@@ -87,7 +87,7 @@ def measure(
         samples: How many inputs to use at most.
 
     Raises:
-        CalibrationError: There is no data.
+        CalibrationError: There is no data, or it cannot be run.
         ConfigError: `model` is not the one that was quantized.
     """
     nodes = {n.name: n for n in quantized.calibrated.graph.nodes}
@@ -96,6 +96,7 @@ def measure(
     taken: dict[str, _Value] = {}
     seen = 0
     for batch in batches_of(data, inputs):
+        check_batch(quantized.calibrated, batch)
         chunks = zip(*(x[: samples - seen].split(BATCH) for x in batch), strict=True)
         for chunk in chunks:
             if probe is None:

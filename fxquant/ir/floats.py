@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node
 
 from fxquant.ir import meta
 from fxquant.ops.clamp import apply_clamp
@@ -55,6 +55,10 @@ def clamped(node: Node, value: Tensor) -> Tensor:
 
 class FloatNetwork(Interpreter):
     """Runs an ANNOTATED graph in float."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm)
+        self.extra_traceback = False  # would be appended to messages that say where already
 
     def run_node(self, n: Node) -> Any:
         """See Interpreter."""

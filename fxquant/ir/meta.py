@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.fx import GraphModule, Node
 
 from fxquant.errors import StageError
@@ -36,17 +37,20 @@ class Provenance:
         modules: Module paths it was fused from, e.g. `("layer1.0.conv1", "layer1.0.bn1")`.
         kinds: Names of the module types or functions, same order.
         source: `file:line` of the model's code, or "".
+        types: The module types themselves, where the model had modules; files do not keep them.
     """
 
     modules: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     source: str = ""
+    types: tuple[type[nn.Module], ...] = ()
 
     def __add__(self, other: Provenance) -> Provenance:
         return Provenance(
             self.modules + tuple(m for m in other.modules if m not in self.modules),
             self.kinds + other.kinds,
             self.source or other.source,
+            self.types + other.types,
         )
 
     @property

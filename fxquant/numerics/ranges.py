@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -103,6 +103,7 @@ def _sample(x: Tensor) -> Tensor:
     return x.take(chosen)
 
 
+@runtime_checkable
 class RangeEstimator(Protocol):
     """Chooses the real range a grid covers."""
 

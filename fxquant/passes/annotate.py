@@ -8,12 +8,9 @@ A value has one grid. Operators that only move values (Grid.SHARED) take their o
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
 from torch.fx import GraphModule, Node
 
 from fxquant.config import Config, OpConfig
@@ -23,7 +20,7 @@ from fxquant.ir.meta import TensorQuant
 from fxquant.numerics.ranges import RangeEstimator
 from fxquant.numerics.types import activation_spec, weight_spec
 from fxquant.ops import Grid
-from fxquant.ops.arithmetic import requantize
+from fxquant.passes.choices import Choices
 from fxquant.passes.residuals import requantize_for_layers, residual_values
 
 MOVES_FLOAT_RESULT = "moves the float result"
@@ -35,7 +32,7 @@ def annotate(gm: GraphModule, config: Config) -> GraphModule:
     Raises:
         ConfigError: A rule matches nothing.
     """
-    choices = _Choices(gm, config)
+    choices = Choices(gm, config)
     for node in gm.graph.nodes:
         if node.op in ("call_function", "call_method", "call_module"):
             meta.set_float_reason(node, _float_reason(node, choices))
@@ -47,7 +44,7 @@ def annotate(gm: GraphModule, config: Config) -> GraphModule:
     return gm
 
 
-def _widen_residuals(gm: GraphModule, choices: _Choices) -> dict[Node, int]:
+def _widen_residuals(gm: GraphModule, choices: Choices) -> dict[Node, int]:
     """Let layers read copies of sums and of what they add; the bits of these values themselves."""
     bits, wide = choices.config.residual_bits, {}
     if bits is None:
@@ -92,80 +89,7 @@ def _feeds_only_floats(node: Node, movers: set[Node]) -> bool:
     return True
 
 
-class _Choices:
-    """The configuration resolved for each operator."""
-
-    def __init__(self, gm: GraphModule, config: Config) -> None:
-        self.config = config
-        operators = [n for n in gm.graph.nodes if n.op.startswith("call_")]
-        self.chosen: dict[Node, tuple[OpConfig | None, str]] = dict.fromkeys(
-            operators, (config.default, "default")
-        )
-        self._first_last(operators)
-        for kind, op_config in config.types.items():
-            label = kind if isinstance(kind, str) else kind.__name__
-            self._rule(f"types[{label}]", op_config, operators, lambda n, k=kind: _is_kind(n, k))
-        for pattern, op_config in config.patterns.items():
-            matches = re.compile(pattern).fullmatch
-            self._rule(
-                f"patterns[{pattern!r}]", op_config, operators,
-                lambda n, m=matches: any(m(p) for p in meta.provenance(n).modules),
-            )  # fmt: skip
-        for name, op_config in config.names.items():
-            self._rule(
-                f"names[{name!r}]", op_config, operators,
-                lambda n, w=name: w == n.name or w in meta.provenance(n).modules,
-            )  # fmt: skip
-
-    def _first_last(self, operators: list[Node]) -> None:
-        """Weights and results of the first and last layer, and the grid the last one reads."""
-        special = self.config.first_last
-        weighted = [n for n in operators if meta.is_weighted(n)]
-        if special is None or not weighted or self.config.default is None:
-            return
-        bits = replace(
-            self.config.default,
-            weight_bits=special.weight_bits,
-            activation_bits=special.activation_bits,
-        )
-        for node in {weighted[0], weighted[-1]}:
-            self.chosen[node] = (bits, "first_last")
-        source = meta.grid_owner(weighted[-1].all_input_nodes[0])
-        if meta.opdef(source) is not None:
-            base = self.chosen[source][0]
-            assert base is not None
-            wider = replace(base, activation_bits=special.activation_bits)
-            self.chosen[source] = (wider, "first_last")
-
-    def _rule(
-        self, label: str, config: OpConfig | None, operators: list[Node],
-        matches: Callable[[Node], bool],
-    ) -> None:  # fmt: skip
-        hit = [n for n in operators if matches(n)]
-        if not hit:
-            known = sorted({m for n in operators for m in meta.provenance(n).modules})
-            raise ConfigError(
-                f"the rule {label} matches nothing",
-                where="Config",
-                why="a misspelt rule would silently leave the default in force",
-                remedy=f"known module paths start with: {', '.join(known[:12])} ...",
-            )
-        for node in hit:
-            self.chosen[node] = (config, label)
-
-    def of(self, node: Node) -> tuple[OpConfig | None, str]:
-        """Configuration of an operator, for a copy that of its value, and its rule."""
-        if node.target is requantize:
-            node = meta.grid_owner(node.all_input_nodes[0])
-        return self.chosen[node]
-
-
-def _is_kind(node: Node, kind: type[nn.Module] | str) -> bool:
-    name = kind if isinstance(kind, str) else kind.__name__
-    return name in meta.provenance(node).kinds or name == getattr(node.target, "__name__", "")
-
-
-def _float_reason(node: Node, choices: _Choices) -> str | None:
+def _float_reason(node: Node, choices: Choices) -> str | None:
     name = getattr(node.target, "__name__", str(node.target))
     definition = meta.opdef(node)
     if definition is None:
@@ -189,7 +113,7 @@ def _activations(node: Node) -> list[Node]:
     return [n for n in node.all_input_nodes if n.op != "get_attr"]
 
 
-def _weights(gm: GraphModule, choices: _Choices) -> None:
+def _weights(gm: GraphModule, choices: Choices) -> None:
     for node in gm.graph.nodes:
         if meta.float_reason(node) is None and meta.is_weighted(node):
             config, rule = choices.of(node)
@@ -209,7 +133,7 @@ def _reads_integers(node: Node) -> bool:
     return node.op.startswith("call_") and meta.float_reason(node) is None
 
 
-def _value(node: Node, choices: _Choices, wide: Mapping[Node, int]) -> None:
+def _value(node: Node, choices: Choices, wide: Mapping[Node, int]) -> None:
     """The spec of one value, if an integer operator writes or reads it."""
     if node.op in ("output", "get_attr"):
         return
@@ -229,7 +153,7 @@ def _value(node: Node, choices: _Choices, wide: Mapping[Node, int]) -> None:
     meta.set_quant(node, TensorQuant(activation_spec(bits), None, origin))
 
 
-def _activation_bits(node: Node, choices: _Choices) -> tuple[int, str]:
+def _activation_bits(node: Node, choices: Choices) -> tuple[int, str]:
     if node.op == "placeholder":
         return 8, "input"
     config, rule = choices.of(node)
@@ -241,7 +165,7 @@ def _activation_bits(node: Node, choices: _Choices) -> tuple[int, str]:
 
 def range_estimators(gm: GraphModule, config: Config) -> dict[str, RangeEstimator]:
     """Range estimator of every value that owns its grid, by node name."""
-    choices = _Choices(gm, config)
+    choices = Choices(gm, config)
     estimators: dict[str, RangeEstimator] = {}
     for node in gm.graph.nodes:
         if meta.quant(node) is None or node.op == "get_attr":

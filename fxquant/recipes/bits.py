@@ -6,10 +6,13 @@ quantized = fxquant.quantize(model, loader, x, config=allocation.config)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from fxquant.allocator import kept_memory
 from fxquant.config import W4A8, WEIGHT_BITS, Config
@@ -27,6 +30,7 @@ AVERAGES = (2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0)
 Budget = Literal["size", "bit_operations"]
 
 
+@torch.inference_mode(False)  # it would forbid what solvers do
 @kept_memory()
 def allocate_bits(
     model: Any,
@@ -112,6 +116,19 @@ def _problems(
         raise ConfigError(
             f"budget={budget!r} is unknown", remedy='choose "size" or "bit_operations"'
         )
+    if not isinstance(method, Method):
+        raise ConfigError(
+            f"{method!r} is no method",
+            where="method",
+            remedy="pass CodingLength() or Sensitivity()",
+        )
+    for average in averages:
+        if not isinstance(average, Real) or not math.isfinite(average):
+            raise ConfigError(
+                f"an average of {average!r} bits is no number",
+                where="average",
+                remedy="pass one such as 4.5",
+            )
     free = network.free
     costs = [w.size if budget == "size" else w.bit_operations for w in free]
     per_bit = np.array(costs, dtype=np.float64)

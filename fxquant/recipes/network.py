@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxquant.config import Config, OpConfig
+from fxquant.config import Config, OpConfig, check_config
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
 from fxquant.ir.device import model_device, move
@@ -98,11 +97,12 @@ def describe(model: Any, example_inputs: Any, config: Config) -> Network:
         CaptureError: The model cannot be captured, or is spread over several devices.
         ConfigError: There is no layer to choose a width for.
     """
+    check_config(config)
     if config.first_last is None and config.default is not None:
         wide = OpConfig(FIRST_LAST, max(FIRST_LAST, config.default.activation_bits))
         config = replace(config, first_last=wide)
     device = model_device(model)
-    inputs = tuple(x.detach().to("cpu", torch.float32) for x in as_inputs(example_inputs))
+    inputs = as_inputs(example_inputs)
     gm = annotate(fuse(normalize(capture(model, inputs), inputs)), config)
     operators = [n for n in gm.graph.nodes if n.op.startswith("call_")]
     weighted = [n for n in operators if meta.is_weighted(n)]

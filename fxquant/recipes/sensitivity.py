@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fxquant.calibration import batches_of
+from fxquant.calibration import batches_of, check_batch
 from fxquant.errors import CalibrationError, ConfigError, FileFormatError
 from fxquant.ir.batch import channels_last
 from fxquant.ir.device import device_of
@@ -129,6 +129,7 @@ class Sensitivity(Method):
         taken: list[tuple[Tensor, ...]] = []
         seen = 0
         for batch in batches_of(data, count):
+            check_batch(network.graph, batch)
             taken.append(tuple(x[: self.samples - seen].to(device, torch.float32) for x in batch))
             seen += len(taken[-1][0])
             if seen >= self.samples:

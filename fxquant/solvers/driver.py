@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -61,6 +62,13 @@ class Options:
     seed: int = 0
     memory: int = MEMORY
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in (("seed", self.seed), ("memory", self.memory)):
+            if not isinstance(value, Integral):
+                raise ConfigError(
+                    f"{name}={value!r} is no whole number", where=name, remedy="pass an int"
+                )
 
 
 @torch.no_grad()
@@ -187,8 +195,8 @@ class _Driver:
         quantized = dict(floats)
         solved: set[str] = set()
         for number, (unit, program) in enumerate(parts):
-            seed = self.options.seed * 1_000_003 + index * 10_007 + number
-            rng = torch.Generator().manual_seed(seed)
+            seed = int(self.options.seed) * 1_000_003 + index * 10_007 + number
+            rng = torch.Generator().manual_seed(seed % (1 << 64))
 
             def report(text: str, name: str = unit.name) -> None:
                 bar.set_postfix_str(f"{name} {text}")

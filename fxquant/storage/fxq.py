@@ -46,7 +46,7 @@ _KEY = "fxquant"
 
 
 def save(quantized: Quantized, path: str | Path) -> None:
-    """Write a quantized network; the same network gives the same bytes.
+    """Write a quantized network; the same network gives the same bytes. Missing folders are made.
 
     Raises:
         UnsupportedError: A float operator or argument has no storable form.
@@ -60,7 +60,8 @@ def save(quantized: Quantized, path: str | Path) -> None:
         "provenance": quantized.provenance,
         "batch": quantized.batch,
     }
-    text = json.dumps(document, sort_keys=True, allow_nan=False)
+    text = json.dumps(document, allow_nan=False)  # keys in their order: it is that of results
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(path), {_KEY: text})
 
 

@@ -39,11 +39,21 @@ def encode(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, Mapping):
-        return {"dict": {str(k): encode(v) for k, v in value.items()}}
+        return {"dict": {_key(k): encode(v) for k, v in value.items()}}
     raise UnsupportedError(
         f"an argument of type {type(value).__name__} cannot be stored",
         remedy="use numbers, strings and tuples",
     )
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise UnsupportedError(
+            f"a dict with the key {key!r} cannot be stored",
+            why="files have strings as keys",
+            remedy="let the model return strings as keys, or a tuple",
+        )
+    return key
 
 
 def decode(value: Any, nodes: Mapping[str, Node]) -> Any:

@@ -26,6 +26,13 @@ class Odd(nn.Module):
         return torch.softmax(x.flatten(1), 1)
 
 
+class TwoInputs(nn.Module):
+    """An image and a factor for each channel."""
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return x * scale[:, :, None, None]
+
+
 def tiny() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)

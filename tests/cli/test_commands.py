@@ -29,6 +29,12 @@ def test_inspect_a_model_before_quantization(run: Run) -> None:
     assert "[num_users" in run("inspect", MODEL, "--shape", "1,3,8,8", "--stage", "fused").out
 
 
+def test_inspect_a_model_with_two_inputs(run: Run) -> None:
+    shapes = ("--shape", "1,3,4,4", "--shape", "1,3")
+    done = run("inspect", "tests.cli.nets:TwoInputs", *shapes, "--json")
+    assert {row["node"]: row["shape"] for row in done.json["nodes"]}["scale"] == "1x3"
+
+
 def test_stages_that_a_network_does_not_have(run: Run, net: Path) -> None:
     assert "_accumulate" in run("inspect", net, "--stage", "integer").out
     done = run("inspect", net, "--stage", "fused")

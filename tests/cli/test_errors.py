@@ -74,29 +74,36 @@ def files(tmp_path: Path, data: Path) -> Path:
 
 
 FAILURES = {
-    "no such module": ("quantize nowhere:net --data {data} --output {f}/o", "No module named"),
-    "no such factory": ("quantize tests.cli.nets:none --data {data} --output {f}/o", "none"),
-    "broken factory": ("quantize tests.cli.nets:broken --data {data} --output {f}/o", "no weights"),
-    "no model": ("quantize tests.cli.nets:number --data {data} --output {f}/o", "returned a int"),
-    "no description": ("quantize resnet --data {data} --output {f}/o", "is no model"),
-    "absent program": ("quantize {f}/none.pt2 --data {data} --output {f}/o", "is not a file"),
-    "damaged program": ("quantize {f}/bad.pt2 --data {data} --output {f}/o", "archive"),
-    "other archive": ("quantize {f}/other.pt2 --data {data} --output {f}/o", "cannot read"),
-    "damaged onnx": ("quantize {f}/bad.onnx --data {data} --output {f}/o", "cannot read"),
-    "absent data": ("quantize {m} --data {f}/none.npy --output {f}/o", "cannot read"),
-    "damaged array": ("quantize {m} --data {f}/bad.npy --output {f}/o", "cannot read"),
-    "truncated array": ("quantize {m} --data {f}/short.npy --output {f}/o", "cannot read"),
-    "integers": ("quantize {m} --data {f}/ints.npy --output {f}/o", "uint8"),
-    "pickled objects": ("quantize {m} --data {f}/objects.npy --output {f}/o", "cannot read"),
-    "wrong shape": ("quantize {m} --data {f}/small.npy --output {f}/o", "fails on the example"),
-    "uneven arrays": ("quantize {m} --data {f}/uneven.npz --output {f}/o", "3 samples"),
-    "damaged archive": ("quantize {m} --data {f}/bad.npz --output {f}/o", "archive"),
-    "no images": ("quantize {m} --data {f}/empty --output {f}/o", "no images"),
-    "no size": ("quantize {m} --data {f}/pictures --output {f}/o", "--size"),
-    "damaged image": ("quantize {m} --data {f}/pictures --size 8 --output {f}/o", "a.png"),
-    "colours": ("quantize {m} --data {f}/pictures --size 8 --mean 1,2 --output {f}/o", "--mean"),
-    "unknown layer": ("quantize {m} --data {data} --bits tail=4 --output {f}/o", "tail"),
-    "two averages": ("quantize {m} --data {data} --bits 4 --bits 5 --output {f}/o", "averages"),
+    "no such module": ("quantize nowhere:net --data {data} --output {o}", "No module named"),
+    "no such factory": ("quantize tests.cli.nets:none --data {data} --output {o}", "none"),
+    "broken factory": ("quantize tests.cli.nets:broken --data {data} --output {o}", "no weights"),
+    "no model": ("quantize tests.cli.nets:number --data {data} --output {o}", "returned a int"),
+    "no description": ("quantize resnet --data {data} --output {o}", "is no model"),
+    "absent program": ("quantize {f}/none.pt2 --data {data} --output {o}", "is not a file"),
+    "damaged program": ("quantize {f}/bad.pt2 --data {data} --output {o}", "archive"),
+    "other archive": ("quantize {f}/other.pt2 --data {data} --output {o}", "cannot read"),
+    "damaged onnx": ("quantize {f}/bad.onnx --data {data} --output {o}", "cannot read"),
+    "absent data": ("quantize {m} --data {f}/none.npy --output {o}", "cannot read"),
+    "damaged array": ("quantize {m} --data {f}/bad.npy --output {o}", "cannot read"),
+    "truncated array": ("quantize {m} --data {f}/short.npy --output {o}", "cannot read"),
+    "integers": ("quantize {m} --data {f}/ints.npy --output {o}", "uint8"),
+    "pickled objects": ("quantize {m} --data {f}/objects.npy --output {o}", "cannot read"),
+    "wrong shape": ("quantize {m} --data {f}/small.npy --output {o}", "fails on the example"),
+    "uneven arrays": ("quantize {m} --data {f}/uneven.npz --output {o}", "3 samples"),
+    "damaged archive": ("quantize {m} --data {f}/bad.npz --output {o}", "archive"),
+    "no images": ("quantize {m} --data {f}/empty --output {o}", "no images"),
+    "no size": ("quantize {m} --data {f}/pictures --output {o}", "--size"),
+    "damaged image": ("quantize {m} --data {f}/pictures --size 8 --output {o}", "a.png"),
+    "colours": ("quantize {m} --data {f}/pictures --size 8 --mean 1,2 --output {o}", "--mean"),
+    "unknown layer": ("quantize {m} --data {data} --bits tail=4 --output {o}", "tail"),
+    "two averages": ("quantize {m} --data {data} --bits 4 --bits 5 --output {o}", "averages"),
+    "no fxq": ("quantize nowhere:net --data {data} --output {f}/o.txt", "o.fxq"),
+    "no such folder": ("quantize nowhere:net --data {data} --output /proc/x/o.fxq", "/proc/x"),
+    "output is a folder": ("export {net} --onnx {f}/empty", "is a folder"),
+    "no folder for a page": ("analyze {net} --data {data} --html {f}/bad.npy/r.html", "bad.npy"),
+    "no array": ("run {net} {data} --engine reference --output {f}/o.txt", "o.npy"),
+    "pixels": ("run {net} {f}/ints.npy --engine reference", "uint8"),
+    "other data": ("analyze {net} --data {f}/small.npy", "has shape"),
     "no folder": ("quantize {m} --data {data} --output {f}/bad.fxq/x.fxq", "bad.fxq"),
     "no shape": ("inspect {m}", "--shape"),
     "damaged network": ("inspect {f}/bad.fxq", "cannot read the file"),
@@ -112,7 +119,7 @@ FAILURES = {
 @pytest.mark.parametrize("case", FAILURES)
 def test_failures(case: str, run: Run, files: Path, data: Path, net: Path) -> None:
     line, part = FAILURES[case]
-    command = line.format(m=MODEL, data=data, f=files, net=net).split()
+    command = line.format(m=MODEL, data=data, f=files, o=files / "o.fxq", net=net).split()
     if command[0] == "run" and "empty" in line:
         pytest.importorskip("tvm")
     done = run(*command)
@@ -174,5 +181,5 @@ def test_images_that_unpack_to_too_much(
 ) -> None:
     Image.new("1", (100, 100)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    done = run("quantize", MODEL, "--data", tmp_path, "--size", 8, "--output", tmp_path / "o")
+    done = run("quantize", MODEL, "--data", tmp_path, "--size", 8, "--output", tmp_path / "o.fxq")
     assert done.code == 1 and "bomb.png" in done.err

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +104,31 @@ def test_inspection_measures_on_as_many_inputs_as_asked_for() -> None:
 def test_no_data_is_an_error() -> None:
     with pytest.raises(CalibrationError, match="no data"):
         layer_errors(quantized_net(), [])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda x: x[:, :, 1:], "has shape"),
+        (lambda x: x * math.nan, "NaN"),
+        (lambda x: [(x[0],)], "has shape"),
+        (lambda x: x[:0], "no data"),
+    ],
+    ids=["size", "nan", "rank", "empty"],
+)
+def test_data_that_cannot_be_measured_on(bad: Callable[[torch.Tensor], Any], message: str) -> None:
+    _, x = small_net()
+    with pytest.raises(CalibrationError, match=message):
+        fxquant.inspect(quantized_net(), bad(x))
+
+
+def test_what_cannot_be_inspected() -> None:
+    model, x = small_net()
+    for thing in (model, fxquant.prepare(model, x[:1])):
+        with pytest.raises(ConfigError, match=r"fxquant\.convert"):
+            fxquant.inspect(thing)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="compiled network is 3"):
+        fxquant.inspect(quantized_net(), compiled=3)  # type: ignore[arg-type]
 
 
 def test_another_model_is_an_error() -> None:

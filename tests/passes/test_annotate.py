@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -87,6 +91,48 @@ def test_ways_to_name_an_operator(rule: dict) -> None:
 def test_rule_that_matches_nothing_is_an_error(rule: dict) -> None:
     with pytest.raises(ConfigError, match=r"matches nothing(.|\n)*known module paths"):
         annotated("residual", Config(**rule))
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("block", r"block\..*"), ("block.0", r"block\.0\..*")], ids=str
+)
+def test_a_container_is_named_by_a_pattern(name: str, pattern: str) -> None:
+    inner = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    model = nn.Sequential(OrderedDict(block=nn.Sequential(inner, nn.Conv2d(4, 2, 1)))).eval()
+    with pytest.raises(
+        ConfigError, match=r"matches nothing(.|\n)*patterns={r\"" + re.escape(pattern)
+    ):
+        annotate(fused(model, torch.zeros(1, 3, 4, 4)), Config(names={name: None}))
+
+
+class Scaled(nn.Conv2d):
+    """Is traced through, unlike torch's own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(2 * input)
+
+
+class Finer(Scaled):
+    """A class further."""
+
+
+@pytest.mark.parametrize(
+    ("types", "widths"),
+    [
+        ({nn.Conv2d: OpConfig(4)}, (4, 4, 4)),
+        ({Scaled: OpConfig(4)}, (8, 4, 4)),
+        ({Scaled: OpConfig(5), nn.Conv2d: OpConfig(4)}, (4, 5, 5)),
+        ({nn.Conv2d: OpConfig(4), Finer: OpConfig(6), Scaled: OpConfig(5)}, (4, 5, 6)),
+        ({nn.Module: None}, (None, None, None)),
+    ],
+    ids=str,
+)
+def test_a_rule_for_a_class_holds_for_subclasses(types: dict, widths: tuple) -> None:
+    """The nearest class wins, whatever the order of the rules."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Scaled(3, 3, 1), Finer(3, 3, 1)).eval()
+    gm = annotate(fused(model, torch.zeros(1, 3, 4, 4)), Config(types=types))
+    layers = [n.name for n in gm.graph.nodes if meta.is_weighted(n)]
+    assert tuple(bits(gm, name)[0] for name in layers) == widths
 
 
 def test_none_leaves_in_float() -> None:
@@ -210,10 +256,10 @@ def test_range_estimators_follow_the_rules() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [(f, v) for f in ("weight_bits", "activation_bits") for v in (1, 0, 9, 17, -4)]
+    [(f, v) for f in ("weight_bits", "activation_bits") for v in (1, 0, 9, 17, -4, 4.0, "4")]
     + [("weight_bits", 16)],
 )
-def test_config_refuses_widths(field: str, value: int) -> None:
+def test_config_refuses_widths(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{field}={value}"):
         OpConfig(**{field: value})
 
@@ -221,3 +267,29 @@ def test_config_refuses_widths(field: str, value: int) -> None:
 def test_config_refuses_a_broken_pattern() -> None:
     with pytest.raises(ConfigError, match="no regular expression"):
         Config(patterns={"layer[": None})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        ({"default": 8}, "Config.default"),
+        ({"first_last": 8}, "Config.first_last"),
+        ({"types": [nn.Conv2d]}, "Config.types"),
+        ({"types": {3: None}}, "Config.types"),
+        ({"types": {int: None}}, "Config.types"),
+        ({"patterns": {3: None}}, "Config.patterns"),
+        ({"names": {"0": 4}}, "Config.names['0']"),
+        ({"residual_bits": 8.0}, "Config.residual_bits"),
+        ({"input_range": "minmax"}, "Config.input_range"),
+        ({"input_range": MinMax}, "Config.input_range"),
+    ],
+    ids=str,
+)
+def test_config_refuses_other_types(arguments: dict, where: str) -> None:
+    with pytest.raises(ConfigError, match=rf"where: {re.escape(where)}\n"):
+        Config(**arguments)
+
+
+def test_an_estimator_must_be_one() -> None:
+    with pytest.raises(ConfigError, match=r"activation_range is 'minmax'(.|\n)*MinMax\(\)"):
+        OpConfig(activation_range="minmax")  # type: ignore[arg-type]

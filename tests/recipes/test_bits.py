@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 
@@ -181,6 +182,9 @@ def test_a_plot_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("wrong", "message"),
     [
         ({"average": 1.0}, "cannot be reached"),
+        ({"average": math.nan}, "is no number"),
+        ({"average": "4"}, "is no number"),
+        ({"method": Sensitivity}, "is no method"),
         ({"candidates": (1, 4)}, "no weight widths"),
         ({"candidates": ()}, "no weight widths"),
         ({"budget": "time"}, "unknown"),

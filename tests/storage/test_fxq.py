@@ -118,6 +118,32 @@ def test_island_function_outside_the_list_cannot_be_saved(tmp_path: Path) -> Non
         odd.save(tmp_path / "odd.fxq")
 
 
+class Results(nn.Module):
+    """A dict of results, not in the order of its keys."""
+
+    def __init__(self, *keys: Any) -> None:
+        super().__init__()
+        self.keys, self.conv = keys, nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[Any, torch.Tensor]:
+        return {key: self.conv(x) * i for i, key in enumerate(self.keys)}
+
+
+def test_results_keep_their_order(tmp_path: Path) -> None:
+    """Also in a folder that does not exist yet."""
+    x, path = torch.randn(2, 3, 4, 4), tmp_path / "new" / "net.fxq"
+    quantized = fxquant.quantize(Results("scores", "boxes").eval(), [x], progress=False)
+    quantized.save(path)
+    assert list(fxquant.load(path)(x)) == ["scores", "boxes"] == list(quantized(x))
+
+
+def test_keys_that_are_no_strings_cannot_be_saved(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 4, 4)
+    quantized = fxquant.quantize(Results(3).eval(), [x], progress=False)
+    with pytest.raises(UnsupportedError, match="key 3"):
+        quantized.save(tmp_path / "net.fxq")
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="is not a file"):
         fxquant.load(tmp_path / "none.fxq")

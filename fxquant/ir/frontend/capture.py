@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import re
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -47,7 +49,7 @@ class _Tracer(Tracer):
 
 
 def as_inputs(example_inputs: Any) -> tuple[Tensor, ...]:
-    """Example inputs as a tuple of tensors.
+    """Example inputs as a tuple of float32 tensors on the CPU, copies.
 
     Raises:
         ConfigError: Something else was given.
@@ -79,7 +81,18 @@ def as_inputs(example_inputs: Any) -> tuple[Tensor, ...]:
             )
     if not inputs:
         raise ConfigError("no example inputs were given", where="example_inputs")
-    return inputs
+    return tuple(x.detach().to(CPU, torch.float32, copy=True) for x in inputs)
+
+
+def required_inputs(model: Any) -> int:
+    """How many inputs forward() has no defaults for; 1 where it does not tell."""
+    if isinstance(model, ExportedProgram):
+        return len(model.graph_signature.user_inputs)
+    if not isinstance(model, nn.Module):
+        return 1  # capture says what is wrong with it
+    known = inspect.signature(model.forward).parameters.values()
+    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(p.kind in positional and p.default is Parameter.empty for p in known))
 
 
 def capture(model: Any, inputs: tuple[Tensor, ...]) -> GraphModule:
@@ -90,15 +103,17 @@ def capture(model: Any, inputs: tuple[Tensor, ...]) -> GraphModule:
         inputs: Example inputs, on the CPU.
 
     Raises:
-        CaptureError: Neither symbolic tracing nor torch.export can capture the model.
+        CaptureError: Neither symbolic tracing nor torch.export can capture the model, or it is not
+            in float32.
     """
-    if isinstance(model, ExportedProgram):
-        return _unlift(model)
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module | ExportedProgram):
         raise CaptureError(
             f"cannot capture a {type(model).__name__}",
             remedy="pass an nn.Module, a torch.fx.GraphModule or an ExportedProgram",
         )
+    _check_precision(model)
+    if isinstance(model, ExportedProgram):
+        return _unlift(model)
     model = copy.deepcopy(model).cpu().eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -113,6 +128,17 @@ def capture(model: Any, inputs: tuple[Tensor, ...]) -> GraphModule:
         raise
     except Exception as error:  # fx raises whatever the model's code raises on proxies
         return _export(model, inputs, error)
+
+
+def _check_precision(model: nn.Module | ExportedProgram) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.dtype.is_floating_point and parameter.dtype != torch.float32:
+            raise CaptureError(
+                f"parameter {name} has dtype {parameter.dtype}",
+                where=name,
+                why="networks are quantized from float32",
+                remedy="call model.float() first",
+            )
 
 
 def _check_inputs(graph: Graph, inputs: tuple[Tensor, ...]) -> None:

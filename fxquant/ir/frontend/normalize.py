@@ -156,9 +156,8 @@ class _Normalizer:
         )
         function = functional.function
         name = function if isinstance(function, str) else function.__name__
-        kind = type(module).__name__
         kwargs = {**kwargs, **functional.kwargs}
-        return self._call(node, name, function, (*args, *lifted), kwargs, path, kind)
+        return self._call(node, name, function, (*args, *lifted), kwargs, path, type(module))
 
     def _parameter(self, path: str, module: nn.Module, parameter: Parameter) -> Node | None:
         value = getattr(module, parameter.name)
@@ -172,7 +171,7 @@ class _Normalizer:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         path: str,
-        kind: str = "",
+        leaf: type[nn.Module] | None = None,
     ) -> Any:
         before = set(self.builder.graph.nodes)
         call = Call(self.builder, self.values[node], node.name)
@@ -181,7 +180,10 @@ class _Normalizer:
         if value is NotImplemented:
             value = self._foreign(node, target, args, kwargs)
         path = path or _module_path(node)
-        origin = Provenance((path,) if path else (), (kind or name,), source_line(node))
+        kind, module = (name, _module_type(node)) if leaf is None else (leaf.__name__, leaf)
+        origin = Provenance(
+            (path,) if path else (), (kind,), source_line(node), (module,) if module else ()
+        )
         for new in self.builder.graph.nodes:
             if new not in before and new.op != "get_attr":
                 set_provenance(new, origin)
@@ -224,3 +226,11 @@ def _module_path(node: Node) -> str:
     paths = [str(v[0] if isinstance(v, tuple) else v) for v in stack.values()]
     paths = [p.removeprefix("L['self'].").removeprefix("L['self']") for p in paths]
     return paths[-1] if paths else ""
+
+
+def _module_type(node: Node) -> type[nn.Module] | None:
+    """Type of the innermost module, if it is a variant of one that is an operator, not a block."""
+    stack = node.meta.get("nn_module_stack") or {}
+    types = [v[1] for v in stack.values() if isinstance(v, tuple)]
+    kind = types[-1] if types else None  # torch.export has names instead
+    return kind if isinstance(kind, type) and issubclass(kind, tuple(MODULES)) else None
