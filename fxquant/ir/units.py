@@ -96,7 +96,7 @@ def _regions(gm: GraphModule) -> Iterator[list[Node]]:
         if not node.op.startswith("call_"):
             continue
         members.append(node)
-        if node.name in cuts:
+        if node.name in cuts and "shape" in node.meta:  # several results are no value to cut at
             yield members
             members = []
     if members:

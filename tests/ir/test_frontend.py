@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import symbolic_trace
 
+from fxquant.errors import CaptureError
+from fxquant.ir.frontend import modules
 from fxquant.ops import OPS
 from tests.graphs import check_frontend, check_same_floats, fused, normalized, ops_of
 from tests.zoo import ZOO, Head, ZooModel, conv_bn
@@ -72,6 +77,7 @@ STYLES: dict[str, tuple[Callable[..., Tensor], list[str] | None]] = {
     "mean_dims": (lambda m, x: x.mean((2, 3)), ["avg_pool2d", "reshape"]),
     "mean_negative": (lambda m, x: x.mean([-1, -2], keepdim=True), ["avg_pool2d"]),
     "mean_keyword": (lambda m, x: torch.mean(x, dim=(2, 3)), ["avg_pool2d", "reshape"]),
+    "mean_axis": (lambda m, x: x.mean(axis=(2, 3), keepdims=True), ["avg_pool2d"]),
     "adaptive": (lambda m, x: F.adaptive_avg_pool2d(x, (1, 1)), ["avg_pool2d"]),
     "adaptive_none": (lambda m, x: F.adaptive_avg_pool2d(x, (None, 3)), ["avg_pool2d"]),
     "adaptive_max": (lambda m, x: F.adaptive_max_pool2d(x, 3), ["max_pool2d"]),
@@ -92,12 +98,15 @@ STYLES: dict[str, tuple[Callable[..., Tensor], list[str] | None]] = {
     "index": (lambda m, x: x[:, 2], ["slice_axis", "reshape"]),
     "index_negative": (lambda m, x: x[:, -1, None], ["slice_axis"]),
     "narrow": (lambda m, x: x.narrow(1, 1, 2), ["slice_axis"]),
+    "narrow_negative": (lambda m, x: x.narrow(1, -2, 2), ["slice_axis"]),
     "select": (lambda m, x: x.select(2, -1), ["slice_axis", "reshape"]),
     "chunk_cat": (lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1), None),
     "split_cat": (lambda m, x: torch.cat(torch.split(x, [1, 3], dim=1), dim=-3), None),
     "split_uneven": (lambda m, x: torch.cat(x.split(3, 1), 1), None),
     "unpack": (lambda m, x: operator.add(*x.chunk(2, dim=1)), None),
     "cat_width": (lambda m, x: torch.cat([x, x], dim=3), ["concat"]),
+    "cat_axis": (lambda m, x: torch.cat([x, x], axis=1), ["concat"]),
+    "chunk_axis": (lambda m, x: torch.chunk(x, 2, axis=1)[0], ["slice_axis"]),
     # padding
     "pad": (lambda m, x: F.pad(x, (1, 2, 0, 1)), ["pad"]),
     "pad_channels": (lambda m, x: F.pad(x, (0, 0, 0, 0, 1, 1), "constant", 0.0), ["pad"]),
@@ -122,6 +131,7 @@ STYLES: dict[str, tuple[Callable[..., Tensor], list[str] | None]] = {
     "add_method": (lambda m, x: x.add(x.neg()), ["affine", "add"]),
     "add_inplace": (lambda m, x: x.relu().add_(x), ["clamp", "add"]),
     "iadd": (lambda m, x: operator.iadd(x.relu(), x), ["clamp", "add"]),
+    "add_numpy": (lambda m, x: torch.add(x1=x, x2=x), ["add"]),
     "add_scalar": (lambda m, x: 2 + x, ["affine"]),
     "add_alpha": (lambda m, x: torch.add(x, 3, alpha=2), ["affine"]),
     "rsub": (lambda m, x: 1.5 - x, ["affine"]),
@@ -189,6 +199,10 @@ MODULES = {
     "reflection_pad": nn.ReflectionPad2d(2),
     "replication_pad": nn.ReplicationPad2d((1, 2, 3, 0)),
     "upsample": nn.Upsample(size=(4, 11), mode="bilinear", align_corners=True),
+    "upsample_recompute": nn.Upsample(scale_factor=1.3, recompute_scale_factor=True),
+    "upsample_recompute_bilinear": nn.Upsample(
+        scale_factor=1.3, mode="bilinear", recompute_scale_factor=True
+    ),
     "upsample_nearest": nn.UpsamplingNearest2d(scale_factor=3),
     "upsample_bilinear": nn.UpsamplingBilinear2d(scale_factor=2),
     "pixel_shuffle": nn.PixelShuffle(2),
@@ -216,6 +230,62 @@ def test_module(name: str) -> None:
                for n in gm.graph.nodes if n.op.startswith("call_"))  # fmt: skip
 
 
+# Arguments of modules that their parameters show, or that change nothing in inference.
+NOT_READ = {"in_channels", "out_channels", "in_features", "out_features", "num_features", "bias",
+            "num_channels", "num_parameters", "init", "affine", "elementwise_affine", "momentum",
+            "device", "dtype", "inplace", "p", "min_value", "max_value"}  # fmt: skip
+SHOWN_BY = {"kernel_size": "weight", "track_running_stats": "running_mean",
+            "padding_mode": "output_padding"}  # transposed convolutions have no other  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", modules.MODULES)
+def test_every_argument_of_a_module_is_read(kind: type[nn.Module]) -> None:
+    """A functional form that misses one computes something else without a word."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    arguments = [p for p in inspect.signature(kind).parameters.values() if p.kind in named]
+    required = {p.name: 1 for p in arguments if p.default is p.empty}
+    if kind is nn.Unflatten:
+        required["unflattened_size"] = (1, 1)
+    module, read = kind(**required), set()
+
+    class Reading:
+        def __getattr__(self, name: str) -> Any:
+            read.add(name.lstrip("_"))
+            return getattr(module, name)
+
+    form = modules.MODULES[kind](Reading())
+    read |= {a.name for a in form.args if isinstance(a, modules.Parameter)}
+    expected = {p.name for p in arguments} - NOT_READ
+    assert not {a for a in expected if a not in read and SHOWN_BY.get(a) not in read}
+
+
+class Calls(nn.Module):
+    """A layer called in a way of its own."""
+
+    def __init__(self, layer: nn.Module, call: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.call = layer, call
+
+    def forward(self, x: Tensor) -> Any:
+        return self.call(self.layer, x)
+
+
+TRANSPOSED = nn.ConvTranspose2d(4, 5, 3, 2, 1)
+ROW = nn.ConvTranspose1d(4, 5, 3, 2, 1)
+CALLS = {
+    "input": Calls(nn.Conv2d(4, 5, 3), lambda m, x: m(input=x)),
+    "output_size": Calls(TRANSPOSED, lambda m, x: m(x, output_size=(18, 13))),
+    "output_size_whole": Calls(TRANSPOSED, lambda m, x: m(x, (*x.size()[:2], 18, 14))),
+    "output_size_row": Calls(ROW, lambda m, x: m(x.flatten(2), output_size=[126])),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_ways_to_call_a_module(name: str) -> None:
+    gm = check_frontend(CALLS[name].eval(), [IMAGE])
+    assert all(n.target in OPS for n in gm.graph.nodes if n.op.startswith("call_"))
+
+
 FOREIGN = {
     "layer_norm": nn.LayerNorm([4, 9, 7]),
     "group_norm": nn.GroupNorm(2, 4),
@@ -228,10 +298,23 @@ FOREIGN = {
     "norm": Function(lambda m, x: x / x.norm(dim=1, keepdim=True)),
     "lrn_beta": nn.LocalResponseNorm(3, beta=0.5),
     "roll": Function(lambda m, x: torch.roll(x, 1, 3)),
-    "circular": nn.Conv2d(4, 5, 3, padding=1, padding_mode="circular"),
+    "circular": nn.Conv2d(4, 5, 3, 2, padding=1, padding_mode="circular"),
+    "reflect_row": nn.Sequential(
+        nn.Flatten(2), nn.Conv1d(4, 5, 3, 2, padding=1, padding_mode="reflect")
+    ),
+    "max_indices": nn.MaxPool2d(2, return_indices=True),
+    "max_indices_row": nn.Sequential(nn.Flatten(2), nn.MaxPool1d(2, return_indices=True)),
+    "max_indices_function": Function(lambda m, x: F.max_pool2d(x, 2, return_indices=True)[1]),
+    "adaptive_max_indices": nn.AdaptiveMaxPool2d(2, return_indices=True),
+    "softmax_legacy": nn.Softmax(),
+    "view_bits": Function(lambda m, x: x.view(torch.int32)),
+    "flag_as_index": Function(lambda m, x: x[True]),
+    "shuffle_volume": Function(lambda m, x: F.pixel_shuffle(x[None], 2)),
+    "vector_t": Function(lambda m, x: x[0, 0, 0].t() * x),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
 @pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_operator_is_kept_in_float(name: str) -> None:
     """What the dialect lacks stays what it was, between layers that are quantized."""
@@ -314,3 +397,55 @@ def test_batch_norm_follows_the_layer_it_normalizes() -> None:
     nn.init.uniform_(first.weight, 0.5, 2.0)
     model = nn.Sequential(conv, first, conv, second).eval()
     assert ops_of(check_frontend(model, [IMAGE])) == ["conv2d", "conv2d"]
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: Any
+
+
+@dataclass
+class Data:
+    first: Tensor
+
+
+def test_namedtuples_become_plain_tuples() -> None:
+    model = Function(lambda m, x: {"out": Pair(x * 2, [Pair(x, x + 1)])}).eval()
+    for source in (model, torch.export.export(model, (IMAGE,))):
+        result = normalized(source, IMAGE)(IMAGE)["out"]
+        assert type(result) is tuple and type(result[1][0]) is tuple
+        assert torch.equal(result[0], IMAGE * 2) and torch.equal(result[1][0][1], IMAGE + 1)
+
+
+def test_results_in_a_dataclass_are_refused() -> None:
+    with pytest.raises(CaptureError, match="puts its results into a Data"):
+        normalized(Function(lambda m, x: Data(x * 2)).eval(), IMAGE)
+
+
+TRAINING = {
+    "batch_norm": nn.BatchNorm2d(4),
+    "batch_statistics": nn.BatchNorm2d(4, track_running_stats=False),
+    "dropout": nn.Dropout(0.5),
+    "alpha_dropout": nn.FeatureAlphaDropout(0.5),
+}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_program_exported_in_training_mode_is_refused(name: str) -> None:
+    program = torch.export.export(nn.Sequential(TRAINING[name]).train(), (IMAGE,))
+    programs = [program]
+    if name in ("batch_norm", "dropout"):
+        programs.append(program.run_decompositions())
+    for source in programs:
+        with pytest.raises(CaptureError, match=r"model\.eval\(\) before torch\.export"):
+            normalized(source, IMAGE)
+
+
+@pytest.mark.parametrize("model", [
+    nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False)).eval(),
+    Function(lambda m, x: F.dropout(x, 0.5)).eval(),
+    Function(lambda m, x: F.batch_norm(x, None, None, training=True)).eval(),
+], ids=["batch_statistics", "dropout", "batch_norm"])  # fmt: skip
+def test_what_trains_in_inference_mode_is_refused(model: nn.Module) -> None:
+    with pytest.raises(CaptureError, match=r"statistics of the batch|at random"):
+        normalized(model, IMAGE)
