@@ -71,8 +71,9 @@ class Config:
         names: By module path (`"layer1.0.conv1"`) or node name.
         residual_bits: Bits, at least, of residual sums and of what they add. Where a value has more
             than its rule says, layers read a copy with the bits of the rule. None: the rules alone.
-        first_last: Overrides the bits of the first and last weighted layer: of their weights, their
-            results, and what the last one reads (the setting of BRECQ and QDrop). None leaves them.
+        first_last: Overrides the bits of the first and last weighted layer, and of all that share
+            their weights: of the weights, the results, and what the last one reads (the setting of
+            BRECQ and QDrop). None leaves them.
         input_range: Range estimator of the network inputs.
     """
 

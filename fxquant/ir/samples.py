@@ -106,6 +106,7 @@ class _Digests(Interpreter):
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor) and value.ndim and value.shape[0] % 2 == 0:
+            value = torch.view_as_real(value) if value.is_complex() else value
             halves = value.reshape(2, -1).double()
             angles = torch.arange(halves.shape[1], dtype=halves.dtype).to(halves.device)
             sums = [(halves * torch.sin(angles * k)).sum(1) for k in (1, 2)]

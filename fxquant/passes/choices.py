@@ -39,7 +39,7 @@ class Choices:
             self._rule(f"names[{name!r}]", op_config, hit, remedy)
 
     def _first_last(self, operators: list[Node]) -> None:
-        """Weights and results of the first and last layer, and the grid the last one reads."""
+        """Weights and results of the first and last layer, and the grids the last one reads."""
         special = self.config.first_last
         weighted = [n for n in operators if meta.is_weighted(n)]
         if special is None or not weighted or self.config.default is None:
@@ -49,14 +49,17 @@ class Choices:
             weight_bits=special.weight_bits,
             activation_bits=special.activation_bits,
         )
-        for node in {weighted[0], weighted[-1]}:
-            self.chosen[node] = (bits, "first_last")
-        source = meta.grid_owner(weighted[-1].all_input_nodes[0])
-        if meta.opdef(source) is not None:
-            base = self.chosen[source][0]
-            assert base is not None
-            wider = replace(base, activation_bits=special.activation_bits)
-            self.chosen[source] = (wider, "first_last")
+        first, last = weighted[0].args[1], weighted[-1].args[1]
+        for node in weighted:  # all that share a weight with these layers share its width
+            if node.args[1] in (first, last):
+                self.chosen[node] = (bits, "first_last")
+        for node in weighted:
+            source = meta.grid_owner(node.all_input_nodes[0])
+            if node.args[1] is last and meta.opdef(source) is not None:
+                base = self.chosen[source][0]
+                assert base is not None
+                wider = replace(base, activation_bits=special.activation_bits)
+                self.chosen[source] = (wider, "first_last")
 
     def _rule(self, label: str, config: OpConfig | None, hit: list[Node], remedy: str = "") -> None:
         if not hit:

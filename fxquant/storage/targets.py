@@ -16,16 +16,17 @@ _DIALECT = {function.__name__: function for function in OPS}
 
 # Pure tensor functions of float islands, as functions, methods or aten overloads.
 _FLOAT_NAMES = frozenset(
-    """abs add addmm amax amin argmax argmin avg_pool2d baddbmm batch_norm bmm cat chunk clamp
-    clone contiguous conv2d cos cumsum div einsum elu embedding eq erf exp expand expand_as
-    flatten flip floor gather ge gelu getitem group_norm gt index_select instance_norm
-    interpolate layer_norm le lerp linear linalg_vector_norm local_response_norm log
-    log_softmax lt masked_fill matmul max maximum mean min minimum mul narrow
-    native_group_norm native_layer_norm ne neg norm normalize ones_like pad permute pow prod
-    reciprocal relu repeat repeat_interleave reshape rms_norm roll round rsqrt rsub
-    scaled_dot_product_attention select sigmoid sign sin slice softmax softmin split
-    split_with_sizes sqrt square squeeze stack std sub sum tanh tile to transpose truediv
-    type_as unbind unflatten unsqueeze upsample_bicubic2d var var_mean view where zeros_like
+    """abs adaptive_max_pool2d adaptive_max_pool2d_with_indices add addmm amax amin argmax argmin
+    avg_pool2d baddbmm batch_norm bmm cat chunk clamp clone contiguous conv2d cos cumsum div einsum
+    elu embedding eq erf exp expand expand_as flatten flip floor gather ge gelu getitem group_norm
+    gt index_select instance_norm interpolate layer_norm le lerp linalg_vector_norm linear
+    local_response_norm log log_softmax lt masked_fill matmul max max_pool1d
+    max_pool1d_with_indices max_pool2d max_pool2d_with_indices max_unpool1d max_unpool2d maximum
+    mean min minimum mul narrow native_group_norm native_layer_norm ne neg norm normalize ones_like
+    pad permute pow prod reciprocal relu repeat repeat_interleave reshape rms_norm roll round rsqrt
+    rsub scaled_dot_product_attention select sigmoid sign sin slice softmax softmin split
+    split_with_sizes sqrt square squeeze stack std sub sum tanh tile to transpose truediv type_as
+    unbind unflatten unsqueeze upsample_bicubic2d var var_mean view where zeros_like
     """.split()
 )
 _MODULES = {"torch": torch, "functional": F, "operator": operator}

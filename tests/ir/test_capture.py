@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 import fxquant
 from fxquant.errors import CaptureError, ConfigError
@@ -146,3 +150,74 @@ def test_training_mode_is_captured_as_inference() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
     gm = normalized(model, X)
     check_same_floats(gm, model.eval(), [X])
+
+
+def _small() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+
+
+def _with_hook(register: str, hook: Callable[..., Any]) -> nn.Module:
+    model = _small()
+    getattr(model[0], register)(hook)
+    return model
+
+
+def _with(attribute: str, value: Any) -> nn.Module:
+    model = _small()
+    setattr(model, attribute, value)
+    return model
+
+
+UNFAITHFUL = {
+    "hook": (lambda: _with_hook("register_forward_hook", lambda m, x, y: y * 3), "hooks"),
+    "pre_hook": (lambda: _with_hook("register_forward_pre_hook", lambda m, x: x), "hooks"),
+    "script": (lambda: torch.jit.script(_small()), "TorchScript"),
+    "scripted_child": (lambda: nn.Sequential(torch.jit.script(nn.Conv2d(3, 4, 3))), "TorchScript"),
+    "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "lazy module"),
+    "lock": (lambda: _with("lock", threading.Lock()), "cannot be copied"),
+    "replaced": (lambda: _with("forward", lambda x: x * 2), "was replaced"),
+    "compiled": (lambda: torch.compile(_small()), "was replaced"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("name", UNFAITHFUL)
+def test_what_a_copy_would_lose_is_refused(name: str) -> None:
+    make, message = UNFAITHFUL[name]
+    with pytest.raises(CaptureError, match=message) as error:
+        fxquant.prepare(make(), X)
+    assert error.value.where and error.value.remedy
+
+
+REPARAMETRIZED = {
+    "prune": lambda m: prune.random_structured(
+        prune.l1_unstructured(m, "weight", 0.5), "weight", 0.3, dim=0
+    ),
+    "weight_norm_hook": nn.utils.weight_norm,
+    "spectral_norm_hook": nn.utils.spectral_norm,
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
+@pytest.mark.parametrize("name", REPARAMETRIZED)
+def test_computed_weights_are_plain_tensors_of_the_graph(name: str) -> None:
+    model = _small()
+    REPARAMETRIZED[name](model[0])
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)  # as a checkpoint is loaded: weights are computed anew
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    gm = normalized(model, X)
+    assert ops_of(gm) == ["conv2d", "clamp"]
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    check_same_floats(gm, model.eval(), [X])
+
+
+def test_a_module_with_a_forward_of_its_own_is_traced_through() -> None:
+    model = _small()
+    model[1].forward = lambda x: x * 2
+    gm = normalized(model, X)
+    assert ops_of(gm) == ["conv2d", "affine"]
+    check_same_floats(gm, model, [X])

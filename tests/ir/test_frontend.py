@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import symbolic_trace
 
+from fxquant.errors import CaptureError
 from fxquant.ops import OPS
 from tests.graphs import check_frontend, check_same_floats, fused, normalized, ops_of
 from tests.zoo import ZOO, Head, ZooModel, conv_bn
@@ -72,6 +75,7 @@ STYLES: dict[str, tuple[Callable[..., Tensor], list[str] | None]] = {
     "mean_dims": (lambda m, x: x.mean((2, 3)), ["avg_pool2d", "reshape"]),
     "mean_negative": (lambda m, x: x.mean([-1, -2], keepdim=True), ["avg_pool2d"]),
     "mean_keyword": (lambda m, x: torch.mean(x, dim=(2, 3)), ["avg_pool2d", "reshape"]),
+    "mean_axis": (lambda m, x: x.mean(axis=(2, 3), keepdims=True), ["avg_pool2d"]),
     "adaptive": (lambda m, x: F.adaptive_avg_pool2d(x, (1, 1)), ["avg_pool2d"]),
     "adaptive_none": (lambda m, x: F.adaptive_avg_pool2d(x, (None, 3)), ["avg_pool2d"]),
     "adaptive_max": (lambda m, x: F.adaptive_max_pool2d(x, 3), ["max_pool2d"]),
@@ -92,12 +96,15 @@ STYLES: dict[str, tuple[Callable[..., Tensor], list[str] | None]] = {
     "index": (lambda m, x: x[:, 2], ["slice_axis", "reshape"]),
     "index_negative": (lambda m, x: x[:, -1, None], ["slice_axis"]),
     "narrow": (lambda m, x: x.narrow(1, 1, 2), ["slice_axis"]),
+    "narrow_negative": (lambda m, x: x.narrow(1, -2, 2), ["slice_axis"]),
     "select": (lambda m, x: x.select(2, -1), ["slice_axis", "reshape"]),
     "chunk_cat": (lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1), None),
     "split_cat": (lambda m, x: torch.cat(torch.split(x, [1, 3], dim=1), dim=-3), None),
     "split_uneven": (lambda m, x: torch.cat(x.split(3, 1), 1), None),
     "unpack": (lambda m, x: operator.add(*x.chunk(2, dim=1)), None),
     "cat_width": (lambda m, x: torch.cat([x, x], dim=3), ["concat"]),
+    "cat_axis": (lambda m, x: torch.cat([x, x], axis=1), ["concat"]),
+    "chunk_axis": (lambda m, x: torch.chunk(x, 2, axis=1)[0], ["slice_axis"]),
     # padding
     "pad": (lambda m, x: F.pad(x, (1, 2, 0, 1)), ["pad"]),
     "pad_channels": (lambda m, x: F.pad(x, (0, 0, 0, 0, 1, 1), "constant", 0.0), ["pad"]),
@@ -122,6 +129,7 @@ STYLES: dict[str, tuple[Callable[..., Tensor], list[str] | None]] = {
     "add_method": (lambda m, x: x.add(x.neg()), ["affine", "add"]),
     "add_inplace": (lambda m, x: x.relu().add_(x), ["clamp", "add"]),
     "iadd": (lambda m, x: operator.iadd(x.relu(), x), ["clamp", "add"]),
+    "add_numpy": (lambda m, x: torch.add(x1=x, x2=x), ["add"]),
     "add_scalar": (lambda m, x: 2 + x, ["affine"]),
     "add_alpha": (lambda m, x: torch.add(x, 3, alpha=2), ["affine"]),
     "rsub": (lambda m, x: 1.5 - x, ["affine"]),
@@ -177,45 +185,6 @@ def test_style_exported(style: str) -> None:
     check_same_floats(normalized(program, IMAGE), model, [IMAGE])
 
 
-MODULES = {
-    "conv_reflect": nn.Conv2d(4, 5, 3, padding=(1, 2), padding_mode="reflect"),
-    "conv_replicate": nn.Conv2d(4, 5, 3, padding=1, padding_mode="replicate"),
-    "conv_same": nn.Conv2d(4, 5, (2, 3), padding="same"),
-    "transposed": nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 0), (1, 1), groups=2, dilation=2),
-    "flatten": nn.Flatten(),
-    "unflatten": nn.Unflatten(1, (2, 2)),
-    "zero_pad": nn.ZeroPad2d((1, 0, 2, 1)),
-    "constant_pad": nn.ConstantPad2d(1, 0.5),
-    "reflection_pad": nn.ReflectionPad2d(2),
-    "replication_pad": nn.ReplicationPad2d((1, 2, 3, 0)),
-    "upsample": nn.Upsample(size=(4, 11), mode="bilinear", align_corners=True),
-    "upsample_nearest": nn.UpsamplingNearest2d(scale_factor=3),
-    "upsample_bilinear": nn.UpsamplingBilinear2d(scale_factor=2),
-    "pixel_shuffle": nn.PixelShuffle(2),
-    "channel_shuffle": nn.ChannelShuffle(4),
-    "adaptive_max": nn.AdaptiveMaxPool2d((2, 3)),
-    "avg": nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
-    "max": nn.MaxPool2d(3, 2, 1, ceil_mode=True),
-    "dropout": nn.Dropout2d(0.5),
-    "lrn": nn.LocalResponseNorm(3, alpha=0.3),
-    "batch_norm": nn.BatchNorm2d(4, affine=False),
-    **{a.__name__.lower(): a() for a in (
-        nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.Hardswish,
-        nn.SiLU, nn.Mish, nn.Softplus, nn.LogSigmoid, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.GELU,
-    )},
-}  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("name", MODULES)
-def test_module(name: str) -> None:
-    model = nn.Sequential(MODULES[name]).eval()
-    gm = normalized(model, IMAGE)
-    check_same_floats(gm, model, [IMAGE])
-    assert all(n.target in OPS or n.target.__name__ == "batch_norm"
-               for n in gm.graph.nodes if n.op.startswith("call_"))  # fmt: skip
-
-
 FOREIGN = {
     "layer_norm": nn.LayerNorm([4, 9, 7]),
     "group_norm": nn.GroupNorm(2, 4),
@@ -228,10 +197,23 @@ FOREIGN = {
     "norm": Function(lambda m, x: x / x.norm(dim=1, keepdim=True)),
     "lrn_beta": nn.LocalResponseNorm(3, beta=0.5),
     "roll": Function(lambda m, x: torch.roll(x, 1, 3)),
-    "circular": nn.Conv2d(4, 5, 3, padding=1, padding_mode="circular"),
+    "circular": nn.Conv2d(4, 5, 3, 2, padding=1, padding_mode="circular"),
+    "reflect_row": nn.Sequential(
+        nn.Flatten(2), nn.Conv1d(4, 5, 3, 2, padding=1, padding_mode="reflect")
+    ),
+    "max_indices": nn.MaxPool2d(2, return_indices=True),
+    "max_indices_row": nn.Sequential(nn.Flatten(2), nn.MaxPool1d(2, return_indices=True)),
+    "max_indices_function": Function(lambda m, x: F.max_pool2d(x, 2, return_indices=True)[1]),
+    "adaptive_max_indices": nn.AdaptiveMaxPool2d(2, return_indices=True),
+    "softmax_legacy": nn.Softmax(),
+    "view_bits": Function(lambda m, x: x.view(torch.int32)),
+    "flag_as_index": Function(lambda m, x: x[True]),
+    "shuffle_volume": Function(lambda m, x: F.pixel_shuffle(x[None], 2)),
+    "vector_t": Function(lambda m, x: x[0, 0, 0].t() * x),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
 @pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_operator_is_kept_in_float(name: str) -> None:
     """What the dialect lacks stays what it was, between layers that are quantized."""
@@ -314,3 +296,55 @@ def test_batch_norm_follows_the_layer_it_normalizes() -> None:
     nn.init.uniform_(first.weight, 0.5, 2.0)
     model = nn.Sequential(conv, first, conv, second).eval()
     assert ops_of(check_frontend(model, [IMAGE])) == ["conv2d", "conv2d"]
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: Any
+
+
+@dataclass
+class Data:
+    first: Tensor
+
+
+def test_namedtuples_become_plain_tuples() -> None:
+    model = Function(lambda m, x: {"out": Pair(x * 2, [Pair(x, x + 1)])}).eval()
+    for source in (model, torch.export.export(model, (IMAGE,))):
+        result = normalized(source, IMAGE)(IMAGE)["out"]
+        assert type(result) is tuple and type(result[1][0]) is tuple
+        assert torch.equal(result[0], IMAGE * 2) and torch.equal(result[1][0][1], IMAGE + 1)
+
+
+def test_results_in_a_dataclass_are_refused() -> None:
+    with pytest.raises(CaptureError, match="puts its results into a Data"):
+        normalized(Function(lambda m, x: Data(x * 2)).eval(), IMAGE)
+
+
+TRAINING = {
+    "batch_norm": nn.BatchNorm2d(4),
+    "batch_statistics": nn.BatchNorm2d(4, track_running_stats=False),
+    "dropout": nn.Dropout(0.5),
+    "alpha_dropout": nn.FeatureAlphaDropout(0.5),
+}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_program_exported_in_training_mode_is_refused(name: str) -> None:
+    program = torch.export.export(nn.Sequential(TRAINING[name]).train(), (IMAGE,))
+    programs = [program]
+    if name in ("batch_norm", "dropout"):
+        programs.append(program.run_decompositions())
+    for source in programs:
+        with pytest.raises(CaptureError, match=r"model\.eval\(\) before torch\.export"):
+            normalized(source, IMAGE)
+
+
+@pytest.mark.parametrize("model", [
+    nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False)).eval(),
+    Function(lambda m, x: F.dropout(x, 0.5)).eval(),
+    Function(lambda m, x: F.batch_norm(x, None, None, training=True)).eval(),
+], ids=["batch_statistics", "dropout", "batch_norm"])  # fmt: skip
+def test_what_trains_in_inference_mode_is_refused(model: nn.Module) -> None:
+    with pytest.raises(CaptureError, match=r"statistics of the batch|at random"):
+        normalized(model, IMAGE)

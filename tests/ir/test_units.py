@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from torch import nn
 
+import fxquant
 from fxquant.ir.units import cut_points, units
 from tests.graphs import fused
 from tests.zoo import BY_NAME
@@ -48,6 +49,25 @@ def test_activation_stays_with_its_layer() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Hardswish(), nn.MaxPool2d(2)).eval()
     found = units(fused(model, torch.zeros(1, 3, 4, 4)))
     assert [u.nodes for u in found] == [("_0", "_1"), ("_2",)]
+
+
+def test_a_unit_ends_with_a_tensor() -> None:
+    """Not with the pair that a pooling with indices returns."""
+
+    class Unpools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.unpool(*self.pool(self.conv(x)))
+
+    x = torch.randn(2, 3, 4, 4)
+    gm = fused(Unpools().eval(), x)
+    nodes = {n.name: n for n in gm.graph.nodes}
+    assert all("shape" in nodes[u.output].meta for u in units(gm))
+    assert fxquant.quantize(Unpools().eval(), [x], x, progress=False)(x).shape == (2, 4, 4, 4)
 
 
 def test_residual_block_is_one_unit() -> None:

@@ -18,6 +18,7 @@ from fxquant.errors import ConfigError
 from fxquant.ir import meta
 from fxquant.numerics.ranges import MinMax, Percentile
 from fxquant.passes.annotate import annotate, range_estimators
+from fxquant.recipes import allocate_bits
 from tests.graphs import fused, node_of, ops_of
 from tests.zoo import BY_NAME
 
@@ -161,6 +162,32 @@ def test_first_and_last_layer_stay_at_8_bits(low: Config) -> None:
     assert bits(gm, "head_fc")[0] == 8
     reads = node_of(gm, "linear").args[0]
     assert meta.quant(reads).spec.dtype.bits == 8
+
+
+class SharedEnds(nn.Module):
+    """A siamese encoder, and a head shared by the levels of a pyramid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        left, right = F.relu(self.encoder(x)), F.relu(self.encoder(x.flip(3)))
+        level = F.relu(self.a(left)) * F.relu(self.b(right))
+        return self.head(level), self.head(F.relu(self.b(level)))
+
+
+def test_layers_that_share_the_first_or_last_weight_share_its_width() -> None:
+    x = torch.zeros(1, 3, 4, 4)
+    gm = annotate(fused(SharedEnds().eval(), x), preset(4, 4))
+    found = [bits(gm, n.name) for n in gm.graph.nodes if meta.is_layer(n)]
+    # the products of the pyramid, too, have 8 bits: the head reads them
+    assert found == [(8, 8), (8, 8), (4, 4), (4, 4), (8, None), (4, 8), (8, None)]
+    assert meta.quant(node_of(gm, "mul")).spec.dtype.bits == 8
+    allocation = allocate_bits(SharedEnds().eval(), x, 3.0, progress=False)
+    assert allocation.bits["encoder"] == allocation.bits["head"] == 8
+    fxquant.prepare(SharedEnds().eval(), x, allocation.config)
 
 
 def test_user_rule_is_stronger_than_first_last() -> None:

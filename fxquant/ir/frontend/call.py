@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.fx import Node
@@ -12,6 +13,9 @@ from fxquant.ir.meta import shape_of
 from fxquant.ops import shape as shape_ops
 
 _ALIASES = {"sym_size": "size"}
+# Names of arguments that torch takes besides its own (NumPy's), and those of aten.
+_ARGUMENT_ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x1": "input",
+                     "x2": "other", "self": "input", "train": "training"}  # fmt: skip
 
 
 def canonical_name(node: Node) -> str:
@@ -28,6 +32,18 @@ def canonical_name(node: Node) -> str:
     return _ALIASES.get(name, name)
 
 
+def handled(
+    handler: Callable[..., Any], call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """What a handler makes of a call; NotImplemented where it does not know this form of it."""
+    named = {_ARGUMENT_ALIASES.get(name, name): value for name, value in kwargs.items()}
+    try:
+        bound = inspect.signature(handler).bind(call, *args, **named)
+    except TypeError:
+        return NotImplemented
+    return handler(*bound.args, **bound.kwargs)
+
+
 class Call:
     """What a handler may use: the new graph, and the recorded result of the source call.
 
@@ -35,8 +51,8 @@ class Call:
     return the new value, or NotImplemented to leave the call in float.
     """
 
-    def __init__(self, builder: GraphBuilder, recorded: Any, name: str) -> None:
-        self.builder, self.recorded, self.name = builder, recorded, name
+    def __init__(self, builder: GraphBuilder, recorded: Any, name: str, place: str) -> None:
+        self.builder, self.recorded, self.name, self.place = builder, recorded, name, place
 
     @property
     def out_shape(self) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import re
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_unflatten
 
 from fxquant.errors import CaptureError, ConfigError
 from fxquant.ir.device import CPU, move
+from fxquant.ir.frontend.model import inference_copy
 from fxquant.ir.frontend.modules import MODULES
 
 logger = logging.getLogger("fxquant")
@@ -45,7 +45,7 @@ class _Tracer(Tracer):
         return function, args
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in MODULES
+        return type(m) in MODULES and "forward" not in vars(m)
 
 
 def as_inputs(example_inputs: Any) -> tuple[Tensor, ...]:
@@ -103,8 +103,8 @@ def capture(model: Any, inputs: tuple[Tensor, ...]) -> GraphModule:
         inputs: Example inputs, on the CPU.
 
     Raises:
-        CaptureError: Neither symbolic tracing nor torch.export can capture the model, or it is not
-            in float32.
+        CaptureError: Neither symbolic tracing nor torch.export can capture the model, it is not in
+            float32, or it does more than its forward() says.
     """
     if not isinstance(model, nn.Module | ExportedProgram):
         raise CaptureError(
@@ -114,9 +114,7 @@ def capture(model: Any, inputs: tuple[Tensor, ...]) -> GraphModule:
     _check_precision(model)
     if isinstance(model, ExportedProgram):
         return _unlift(model)
-    model = copy.deepcopy(model).cpu().eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model = inference_copy(model)
     try:
         tracer = _Tracer(len(inputs))
         graph = tracer.trace(model)

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._ops import OpOverload
 
 from fxquant.errors import CaptureError
 
+_OpOverload = type(torch.ops.aten.relu.default)
 _OPERATORS = {
     getattr(operator, f"i{name}"): getattr(operator, name)
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
@@ -43,7 +43,7 @@ def out_of_place(
     plain = _plain(target)
     if plain is not None:
         return plain, args, dict(kwargs)
-    if not isinstance(target, str | OpOverload) and "inplace" in _parameters(target):
+    if not isinstance(target, str | _OpOverload) and "inplace" in _parameters(target):
         bound = inspect.signature(target).bind(*args, **kwargs)
         bound.arguments["inplace"] = False
         return target, bound.args, bound.kwargs
@@ -57,7 +57,7 @@ def out_of_place(
 
 def _plain(target: Any) -> Any:
     """The namesake of an operator without an underscore, None if there is none."""
-    if isinstance(target, OpOverload):
+    if isinstance(target, _OpOverload):
         space, name = target._schema.name.split("::")
         packet = getattr(getattr(torch.ops, space), name.removesuffix("_"), None)
         return getattr(packet, target._overloadname, None) if name.endswith("_") else None

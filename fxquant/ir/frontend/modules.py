@@ -1,6 +1,7 @@
 """torch.nn modules as calls of their functional form: `MODULES[type](module) -> Functional`.
 
-One row a module type. Parameters are named, so that the normalizer can lift them to get_attr.
+One row a module type. Parameters are named, so that the normalizer can lift them to get_attr. What
+a module is called with besides its input follows the module: `MODULES[type](module, x, *more)`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-Make = Callable[[Any], "Functional"]
+Make = Callable[..., "Functional"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,19 @@ def _conv(function: Callable[..., Any], dims: int) -> Make:
 
 
 def _conv_transpose(function: Callable[..., Any]) -> Make:
-    return lambda m: Functional(
-        function, (_W, _B, m.stride, m.padding, m.output_padding, m.groups, m.dilation)
-    )
+    def make(m: Any, x: Tensor | None = None, output_size: Any = None) -> Functional:
+        padding = m._output_padding(
+            x, output_size, m.stride, m.padding, m.kernel_size, len(m.kernel_size), m.dilation
+        )
+        args = (_W, _B, m.stride, m.padding, padding, m.groups, m.dilation)
+        return Functional(function, args)
+
+    return make
 
 
 def _batch_norm(m: Any) -> Functional:
-    args = (Parameter("running_mean"), Parameter("running_var"), _W, _B, False, 0.0, m.eps)
+    batch = m.running_mean is None and m.running_var is None
+    args = (Parameter("running_mean"), Parameter("running_var"), _W, _B, batch, 0.0, m.eps)
     return Functional(F.batch_norm, args)
 
 
@@ -74,8 +81,8 @@ def _avg_pool(function: Callable[..., Any]) -> Make:
 
 
 def _upsample(m: Any) -> Functional:
-    kwargs = {"size": m.size, "scale_factor": m.scale_factor, "mode": m.mode}
-    return Functional(F.interpolate, kwargs=kwargs | {"align_corners": m.align_corners})
+    names = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
+    return Functional(F.interpolate, kwargs={n: getattr(m, n) for n in names})
 
 
 def _plain(function: Callable[..., Any] | str, *names: str) -> Make:
@@ -84,7 +91,8 @@ def _plain(function: Callable[..., Any] | str, *names: str) -> Make:
 
 
 def _max_pool(function: Callable[..., Any]) -> Make:
-    return _plain(function, "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    return _plain(function, *names)
 
 
 _dropout = _plain("identity")
@@ -119,7 +127,7 @@ MODULES: dict[type[nn.Module], Make] = {
     nn.AvgPool2d: _avg_pool(F.avg_pool2d),
     nn.AdaptiveAvgPool1d: _plain(F.adaptive_avg_pool1d, "output_size"),
     nn.AdaptiveAvgPool2d: _plain(F.adaptive_avg_pool2d, "output_size"),
-    nn.AdaptiveMaxPool2d: _plain(F.adaptive_max_pool2d, "output_size"),
+    nn.AdaptiveMaxPool2d: _plain(F.adaptive_max_pool2d, "output_size", "return_indices"),
     nn.LocalResponseNorm: _plain(F.local_response_norm, "size", "alpha", "beta", "k"),
     nn.Flatten: _plain(torch.flatten, "start_dim", "end_dim"),
     nn.Unflatten: _plain(torch.unflatten, "dim", "unflattened_size"),
@@ -138,7 +146,7 @@ MODULES: dict[type[nn.Module], Make] = {
     nn.UpsamplingBilinear2d: _upsample,
     nn.PixelShuffle: _plain(F.pixel_shuffle, "upscale_factor"),
     nn.ChannelShuffle: _plain(F.channel_shuffle, "groups"),
-    nn.Softmax: lambda m: Functional(torch.softmax, (m.dim,)),
+    nn.Softmax: _plain(F.softmax, "dim"),
     nn.LayerNorm: lambda m: Functional(F.layer_norm, (m.normalized_shape, _W, _B, m.eps)),
     nn.GroupNorm: lambda m: Functional(F.group_norm, (m.num_groups, _W, _B, m.eps)),
 }

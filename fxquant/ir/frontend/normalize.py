@@ -10,7 +10,9 @@ Everything that is no tensor (sizes, flags) was recorded in one run on the examp
 
 from __future__ import annotations
 
+import inspect
 import operator
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -19,13 +21,13 @@ from torch.fx import GraphModule, Node
 
 from fxquant.errors import CaptureError
 from fxquant.ir.build import GraphBuilder
-from fxquant.ir.frontend.call import Call, canonical_name
+from fxquant.ir.frontend.call import Call, canonical_name, handled
 from fxquant.ir.frontend.capture import source_line
 from fxquant.ir.frontend.handlers import HANDLERS
 from fxquant.ir.frontend.in_place import out_of_place
 from fxquant.ir.frontend.modules import MODULES, Functional, Parameter
 from fxquant.ir.frontend.record import Recorder, TensorInfo, has_tensor
-from fxquant.ir.meta import Provenance, set_provenance, set_value
+from fxquant.ir.meta import Provenance, set_provenance, set_value, shape_of
 
 _SHAPE_QUERIES = {"size", "dim", "ndimension", "numel", "getattr", "len", "is_floating_point",
                   "stride", "sym_size", "getitem", "eq", "ne", "type", "is_contiguous"}  # fmt: skip
@@ -74,11 +76,13 @@ class _Normalizer:
         return self.builder.finish(outputs)
 
     def _mapped(self, argument: Any) -> Any:
-        """An argument with source nodes replaced by their new values."""
+        """An argument with source nodes replaced by their new values, in plain containers."""
         if isinstance(argument, Node):
             return self.env[argument]
-        if isinstance(argument, tuple | list):
-            return type(argument)(self._mapped(a) for a in argument)
+        if isinstance(argument, tuple):  # also a namedtuple, which fx and files do not know
+            return tuple(self._mapped(a) for a in argument)
+        if isinstance(argument, list):
+            return [self._mapped(a) for a in argument]
         if isinstance(argument, dict):
             return {k: self._mapped(v) for k, v in argument.items()}
         if isinstance(argument, slice):
@@ -105,11 +109,20 @@ class _Normalizer:
             self._check_static(node, name)
             return recorded
         args, kwargs = self._mapped(node.args), self._mapped(node.kwargs)
-        return self._call(node, name, node.target, args, kwargs, "")
+        if isinstance(node.target, type) and issubclass(node.target, tuple):
+            return args  # a namedtuple
+        return self._call(node, recorded, name, node.target, args, kwargs)
 
     def _check_static(self, node: Node, name: str) -> None:
         """A constant made from a tensor's values, not from its shape, must not be frozen."""
         tensors = [n for n in node.all_input_nodes if has_tensor(self.values[n])]
+        if is_dataclass(node.target):
+            raise CaptureError(
+                f"the model puts its results into a {name}",
+                where=source_line(node) or node.name,
+                why="a graph knows tuples, lists and dicts",
+                remedy="return one of them",
+            )
         if tensors and name not in _SHAPE_QUERIES:
             raise CaptureError(
                 f"the model computes a Python value from the contents of a tensor ({name})",
@@ -134,30 +147,28 @@ class _Normalizer:
                 why="its operations are hidden from the graph",
                 remedy="pass the nn.Module itself instead of a GraphModule traced with this leaf",
             )
-        functional = MODULES[type(module)](module)
-        args, kwargs = self._mapped(node.args), self._mapped(node.kwargs)
-        return self._functional(node, path, module, functional, args, kwargs)
+        given = inspect.signature(type(module).forward).bind(module, *node.args, **node.kwargs)
+        x, *more = self._mapped(given.args[1:])
+        if more:
+            more = [torch.empty(shape_of(x), device="meta"), *more]
+        return self._functional(node, path, module, MODULES[type(module)](module, *more), x)
 
     def _functional(
-        self,
-        node: Node,
-        path: str,
-        module: nn.Module,
-        functional: Functional,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, node: Node, path: str, module: nn.Module, functional: Functional, x: Node
     ) -> Any:
         if functional.before is not None:
-            before = functional.before
-            args = (self._call(node, "pad", before.function, (*args, *before.args), {}, path),)
+            function, args = functional.before.function, functional.before.args
+            assert callable(function)
+            padded = TensorInfo(function(torch.empty(shape_of(x), device="meta"), *args))
+            x = self._call(node, padded, "pad", function, (x, *args), {}, path)
         lifted = tuple(
             self._parameter(path, module, a) if isinstance(a, Parameter) else a
             for a in functional.args
         )
-        function = functional.function
+        function, recorded = functional.function, self.values[node]
         name = function if isinstance(function, str) else function.__name__
-        kwargs = {**kwargs, **functional.kwargs}
-        return self._call(node, name, function, (*args, *lifted), kwargs, path, type(module))
+        args, kwargs = (x, *lifted), functional.kwargs
+        return self._call(node, recorded, name, function, args, kwargs, path, type(module))
 
     def _parameter(self, path: str, module: nn.Module, parameter: Parameter) -> Node | None:
         value = getattr(module, parameter.name)
@@ -166,30 +177,30 @@ class _Normalizer:
     def _call(
         self,
         node: Node,
+        recorded: Any,
         name: str,
         target: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        path: str,
+        path: str = "",
         leaf: type[nn.Module] | None = None,
     ) -> Any:
-        before = set(self.builder.graph.nodes)
-        call = Call(self.builder, self.values[node], node.name)
+        path, source = path or _module_path(node), source_line(node)
+        place = ", ".join(filter(None, (path, source))) or node.name
+        call, before = Call(self.builder, recorded, node.name, place), set(self.builder.graph.nodes)
         handler = HANDLERS.get(name) if _known(target) else None
-        value = handler(call, *args, **kwargs) if handler is not None else NotImplemented
+        value = NotImplemented if handler is None else handled(handler, call, args, kwargs)
         if value is NotImplemented:
-            value = self._foreign(node, target, args, kwargs)
-        path = path or _module_path(node)
+            value = self._foreign(node, recorded, target, args, kwargs)
         kind, module = (name, _module_type(node)) if leaf is None else (leaf.__name__, leaf)
-        origin = Provenance(
-            (path,) if path else (), (kind,), source_line(node), (module,) if module else ()
-        )
+        modules = (module,) if module else ()
+        origin = Provenance((path,) if path else (), (kind,), source, modules)
         for new in self.builder.graph.nodes:
             if new not in before and new.op != "get_attr":
                 set_provenance(new, origin)
         return value
 
-    def _foreign(self, node: Node, target: Any, args: Any, kwargs: Any) -> Any:
+    def _foreign(self, node: Node, recorded: Any, target: Any, args: Any, kwargs: Any) -> Any:
         """An operator outside the dialect: kept as it is, later a float island."""
         if node.op == "call_module":
             assert callable(target)
@@ -197,7 +208,6 @@ class _Normalizer:
             target, args, kwargs = out_of_place(target, args, kwargs, source_line(node))
         op = "call_method" if isinstance(target, str) else "call_function"
         new = self.builder.graph.create_node(op, target, args, kwargs, node.name)
-        recorded = self.values[node]
         return self._results(new, recorded)
 
     def _results(self, new: Node, recorded: Any) -> Any:

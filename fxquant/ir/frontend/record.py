@@ -34,6 +34,7 @@ class Recorder(Interpreter):
 
     def __init__(self, gm: GraphModule) -> None:
         super().__init__(gm)
+        self.extra_traceback = False  # messages say where already
         self.values: dict[Node, Any] = {}
         self.overwritten: dict[Node, tuple[Node, ...]] = {}
         self._order = {n: i for i, n in enumerate(gm.graph.nodes)}
@@ -68,7 +69,7 @@ class Recorder(Interpreter):
                 f"the model changes its parameter or buffer {own[0]} while it runs",
                 where=source_line(n) or n.name,
                 why="every call would see another network",
-                remedy="compute a new tensor instead",
+                remedy="compute a new tensor instead; call model.eval() before torch.export.export",
             )
         found = [
             node

@@ -68,10 +68,10 @@ def _table(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
     """A one-operand function with the given scalar parameters; `inplace` is dropped."""
 
     def handler(call: Call, input: Node, *args: Any, **kwargs: Any) -> Any:
-        kwargs.pop("inplace", None)
         given = dict(zip((*names, "inplace"), args, strict=False)) | kwargs
         given.pop("inplace", None)
-        if not isinstance(input, Node) or any(isinstance(v, Node) for v in given.values()):
+        static = not any(isinstance(v, Node) for v in given.values())
+        if not isinstance(input, Node) or not static or not given.keys() <= set(names):
             return NotImplemented
         return call.emit(function, input, **given)
 

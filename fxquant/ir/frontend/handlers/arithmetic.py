@@ -27,7 +27,7 @@ def _broadcasts(call: Call, a: Node, b: Node) -> bool:
     return len(sa) == len(sb) == 4 and small[2:] == (1, 1) and small[:2] == big[:2]
 
 
-def add(call: Call, input: Any, other: Any, alpha: Scalar = 1, **_: Any) -> Any:
+def add(call: Call, input: Any, other: Any, alpha: Scalar = 1) -> Any:
     """`input + alpha * other`."""
     if _is_value(input) and isinstance(other, Scalar):
         return call.emit(elementwise.affine, input, scale=1.0, offset=float(alpha * other))
@@ -38,7 +38,7 @@ def add(call: Call, input: Any, other: Any, alpha: Scalar = 1, **_: Any) -> Any:
     return NotImplemented
 
 
-def sub(call: Call, input: Any, other: Any, alpha: Scalar = 1, **_: Any) -> Any:
+def sub(call: Call, input: Any, other: Any, alpha: Scalar = 1) -> Any:
     """`input - alpha * other` with a scalar on one side."""
     if _is_value(input) and isinstance(other, Scalar):
         return call.emit(elementwise.affine, input, scale=1.0, offset=-float(alpha * other))
@@ -58,9 +58,9 @@ def mul(call: Call, input: Any, other: Any) -> Any:
     return NotImplemented
 
 
-def div(call: Call, input: Any, other: Any, **kwargs: Any) -> Any:
+def div(call: Call, input: Any, other: Any, rounding_mode: str | None = None) -> Any:
     """`input / scalar`."""
-    if _is_value(input) and isinstance(other, Scalar) and not kwargs.get("rounding_mode"):
+    if _is_value(input) and isinstance(other, Scalar) and rounding_mode is None:
         return call.emit(elementwise.affine, input, scale=1.0 / float(other), offset=0.0)
     return NotImplemented
 

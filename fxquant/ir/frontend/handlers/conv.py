@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.fx import Node
 
+from fxquant.errors import CaptureError
 from fxquant.ir.frontend.call import Call
 from fxquant.ir.meta import shape_of
 from fxquant.ops import conv as ops
@@ -183,8 +184,15 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Any:
     """F.batch_norm with running statistics."""
-    if training or running_mean is None or running_var is None:
-        return NotImplemented
+    if training:
+        raise CaptureError(
+            "a batch norm normalizes by the statistics of the batch",
+            where=call.place,
+            why="a network that is quantized treats samples one by one",
+            remedy="call model.eval() before torch.export.export; a layer without running "
+            "statistics needs track_running_stats=True, or is an instance norm",
+        )
+    assert running_mean is not None and running_var is not None
     shape = shape_of(input)
     lifted = len(shape) == 3
     x = call.reshape(input, (shape[0], shape[1], 1, shape[2])) if lifted else input
@@ -208,6 +216,14 @@ def inference_batch_norm(
     return (batch_norm(call, input, mean, var, weight, bias, False, momentum, eps),)
 
 
+def native_batch_norm(
+    call: Call, input: Node, weight: Node | None, bias: Node | None, mean: Node, var: Node,
+    training: bool, momentum: float, eps: float,
+) -> Any:  # fmt: skip
+    """aten::_native_batch_norm_legit_functional, the decomposed form in training mode."""
+    return (batch_norm(call, input, mean, var, weight, bias, training, momentum, eps),)
+
+
 HANDLERS = {
     "conv1d": conv1d,
     "conv2d": conv2d,
@@ -217,4 +233,5 @@ HANDLERS = {
     "linear": linear,
     "batch_norm": aten_batch_norm,
     "_native_batch_norm_legit_no_training": inference_batch_norm,
+    "_native_batch_norm_legit_functional": native_batch_norm,
 }

@@ -159,7 +159,7 @@ def adaptive_max_pool2d(
     call: Call, input: Node, output_size: Any, return_indices: bool = False
 ) -> Any:
     """F.adaptive_max_pool2d without indices."""
-    if return_indices or not _is_image(input) or not hasattr(call.recorded, "shape"):
+    if isinstance(call.recorded, tuple) or not _is_image(input):  # aten's always has indices
         return NotImplemented
     return _adaptive(call, input, (call.out_shape[2], call.out_shape[3]), average=False)
 
@@ -173,10 +173,10 @@ def adaptive_avg_pool1d(call: Call, input: Node, output_size: Any) -> Any:
     return call.reshape(_adaptive(call, x, (1, call.out_shape[2]), True), call.out_shape)
 
 
-def mean(call: Call, input: Node, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+def mean(call: Call, input: Node, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
     """Mean over the plane of an image is global average pooling; other means stay in float."""
     axes = (dim,) if isinstance(dim, int) else tuple(dim or ())
-    if not _is_image(input) or {a % 4 for a in axes} != {2, 3} or kwargs.get("dtype"):
+    if not _is_image(input) or {a % 4 for a in axes} != {2, 3} or dtype:
         return NotImplemented
     return call.reshape(_adaptive(call, input, (1, 1), average=True), call.out_shape)
 
@@ -240,20 +240,20 @@ def _linear(
 
 def upsample_nearest2d(call: Call, input: Node, output_size: Any, *scales: Any) -> Any:
     """aten::upsample_nearest2d, `.default` and `.vec`."""
-    return _resize(call, input, "nearest", False, _aten_factors(output_size, scales))
+    return _resize(call, input, "nearest", False, _aten_factors(scales))
 
 
 def upsample_bilinear2d(
     call: Call, input: Node, output_size: Any, align_corners: bool, *scales: Any
 ) -> Any:
     """aten::upsample_bilinear2d."""
-    return _resize(call, input, "bilinear", align_corners, _aten_factors(output_size, scales))
+    return _resize(call, input, "bilinear", align_corners, _aten_factors(scales))
 
 
-def _aten_factors(output_size: Any, scales: Sequence[Any]) -> tuple[Any, Any]:
+def _aten_factors(scales: Sequence[Any]) -> tuple[Any, Any]:
     flat = [s for item in scales if item is not None
             for s in (item if isinstance(item, list | tuple) else [item])]  # fmt: skip
-    return (flat[0], flat[1]) if output_size is None and len(flat) == 2 else (None, None)
+    return (flat[0], flat[1]) if len(flat) == 2 else (None, None)
 
 
 def local_response_norm(

@@ -6,14 +6,37 @@ from typing import Any
 
 from torch.fx import Node
 
+from fxquant.errors import CaptureError
 from fxquant.ir.frontend.call import Call
 from fxquant.ir.meta import shape_of
 from fxquant.ops import shape as ops
 
 
 def identity(call: Call, input: Any, *args: Any, **kwargs: Any) -> Any:
-    """Dropout, contiguous, detach, clone, ...: nothing to do in inference."""
+    """contiguous, detach, clone, ...: nothing to do in inference."""
     return input
+
+
+def dropout(
+    call: Call, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Any:
+    """Nothing in inference."""
+    if training and p > 0:
+        raise CaptureError(
+            "a dropout drops values at random",
+            where=call.place,
+            why="a network that is quantized gives the same result every time",
+            remedy="call model.eval() before torch.export.export; in forward(), write "
+            "F.dropout(x, p, training=self.training)",
+        )
+    return input
+
+
+def alpha_dropout(
+    call: Call, input: Any, p: float = 0.5, training: bool = False, inplace: bool = False
+) -> Any:
+    """F.alpha_dropout, which unlike the others is off by default."""
+    return dropout(call, input, p, training)
 
 
 def stochastic_depth(
@@ -25,6 +48,8 @@ def stochastic_depth(
 
 def reshape(call: Call, input: Node, *args: Any, **kwargs: Any) -> Any:
     """view, reshape, flatten, squeeze, unsqueeze, unflatten: the recorded shape says it all."""
+    if call.recorded.dtype != input.meta["dtype"]:  # x.view(dtype) takes bits for other numbers
+        return NotImplemented
     return call.reshape(input, call.out_shape)
 
 
@@ -43,8 +68,8 @@ def transpose(call: Call, input: Node, dim0: int, dim1: int) -> Any:
 
 
 def t(call: Call, input: Node) -> Any:
-    """Transpose of a matrix."""
-    return transpose(call, input, 0, 1)
+    """Transpose of a matrix; a vector stays as it is."""
+    return transpose(call, input, 0, 1) if len(shape_of(input)) == 2 else input
 
 
 def _permuted(call: Call, input: Node, dims: tuple[int, ...]) -> Any:
@@ -71,8 +96,11 @@ def aten_slice(
 
 
 def narrow(call: Call, input: Node, dim: int, start: int, length: int) -> Any:
-    """torch.narrow."""
-    return aten_slice(call, input, dim, start, start + length)
+    """torch.narrow; a negative start counts from the end."""
+    if not isinstance(start, int):
+        return NotImplemented
+    begin = start if start >= 0 else start + shape_of(input)[dim]
+    return aten_slice(call, input, dim, begin, begin + length)
 
 
 def select(call: Call, input: Node, dim: int, index: int) -> Any:
@@ -90,7 +118,8 @@ def getitem(call: Call, input: Any, index: Any) -> Any:
         return input[index]
     items = index if isinstance(index, tuple) else (index,)
     if input.op == "get_attr" or not all(
-        i is None or i is Ellipsis or isinstance(i, int | slice) for i in items
+        i is None or i is Ellipsis or (isinstance(i, int | slice) and not isinstance(i, bool))
+        for i in items
     ):
         return NotImplemented
     if min(call.out_shape, default=1) == 0:
@@ -190,6 +219,8 @@ def channel_shuffle(call: Call, input: Node, groups: int) -> Any:
 
 def pixel_shuffle(call: Call, input: Node, upscale_factor: int) -> Any:
     """F.pixel_shuffle as reshape, permute, reshape."""
+    if len(shape_of(input)) != 4:
+        return NotImplemented
     n, c, h, w = shape_of(input)
     r = upscale_factor
     parts = call.reshape(input, (n, c // (r * r), r, r, h, w))
@@ -206,12 +237,15 @@ def to(call: Call, input: Any, *args: Any, **kwargs: Any) -> Any:
 
 _reshapes = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "unflatten", "view_as",
              "reshape_as", "_unsafe_view")  # fmt: skip
-_nothings = ("identity", "dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_dropout",
-             "contiguous", "detach", "clone", "alias", "lift_fresh_copy")  # fmt: skip
+_nothings = ("identity", "contiguous", "detach", "clone", "alias", "lift_fresh_copy")
+_dropouts = ("dropout", "dropout1d", "dropout2d", "feature_dropout", "native_dropout")
 
 HANDLERS = {
     **dict.fromkeys(_reshapes, reshape),
     **dict.fromkeys(_nothings, identity),
+    **dict.fromkeys(_dropouts, dropout),
+    "alpha_dropout": alpha_dropout,
+    "feature_alpha_dropout": alpha_dropout,
     "stochastic_depth": stochastic_depth,
     "permute": permute,
     "transpose": transpose,
