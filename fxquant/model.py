@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_map_only
 
 from fxquant.errors import ConfigError, UnsupportedError
 from fxquant.ir import meta
@@ -90,9 +91,11 @@ class Quantized:
         Raises:
             ConfigError: Number, type, shape or batch size of the inputs is wrong.
         """
-        graph = self.integer.graph
+        graph, inputs = self.integer.graph, self.checked(inputs)
         most = samples_at_once(self.calibrated.graph.nodes)
-        return run_in_batches(graph, self.integer, self.checked(inputs), self.batch, most)
+        result = run_in_batches(graph, self.integer, inputs, self.batch, most)
+        shared = {id(t) for t in (*inputs, *self.integer.parameters(), *self.integer.buffers())}
+        return tree_map_only(Tensor, lambda t: t.clone() if id(t) in shared else t, result)
 
     def reference(self, *inputs: Tensor) -> Any:
         """The integer reference interpreter: another name of calling the network."""

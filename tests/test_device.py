@@ -182,7 +182,7 @@ def test_same_bits_on_the_accelerator(method: Method) -> None:
 
 def test_a_tensor_on_the_other_device_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted fault: solvers create on the CPU."""
-    monkeypatch.setattr("fxquant.api.working_on", lambda device: nullcontext())
+    monkeypatch.setattr("fxquant.prepared.working_on", lambda device: nullcontext())
     with accelerator(), pytest.raises(RuntimeError, match="on the same device"):
         calibrated(CUDA)
 

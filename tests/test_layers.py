@@ -31,7 +31,8 @@ ALLOWED = {
     "storage": GRAPH | LEAVES | {"model"},
     "calibration": GRAPH | {"config"},
     "recipes": NETWORK | {"calibration", "allocator"},
-    "api": NETWORK | {"calibration", "recipes", "allocator"},
+    "prepared": NETWORK | {"calibration", "recipes"},
+    "api": NETWORK | {"calibration", "recipes", "allocator", "prepared"},
     "inspection": NETWORK | {"calibration"},
     "onnx": GRAPH | {"model"},
     "cli": None,  # the command line may use everything
