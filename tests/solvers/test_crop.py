@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import fxquant
-from fxquant.solvers import UWC, Training, UnitProblem, UnitSolution, UnitSolver
+from fxquant.solvers import UWC, Scope, Training, UnitProblem, UnitSolution, UnitSolver
 from fxquant.solvers.crop import Crop, find_crop
 from tests.tolerance import assert_close
 
@@ -102,3 +103,12 @@ def test_training_on_windows_improves_the_full_map() -> None:
 
     windows = Training(iterations=80, batch=4, window=16, code_rate=1.5e-2)
     assert error(windows) < 0.9 * error(None)
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2)])
+def test_no_windows_where_an_operator_addresses_the_full_map(pool: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), pool, nn.Conv2d(4, 5, 1), nn.ReLU())
+    solver = UWC(Training(iterations=2, batch=2, window=16), region=Scope.LAYER)
+    result = fxquant.quantize(model.eval(), [IMAGES], solver=solver, progress=False)
+    with torch.no_grad():
+        assert_close(result(IMAGES), model(IMAGES), 0.05)
