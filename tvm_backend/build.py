@@ -21,7 +21,7 @@ from tvm_backend.devices import llvm_target
 from tvm_backend.float_island import Islands
 from tvm_backend.kernel import Abi
 from tvm_backend.program import Island, Program, Step, leaves
-from tvm_backend.tvm_api import PASS_CONFIG, relax, tvm
+from tvm_backend.tvm_api import PASS_CONFIG, last_line, relax, tvm
 
 _X = relax.transform
 _PASSES_BEFORE_PLAN = (_X.ToNonDataflow(), _X.RemovePurityChecking(), _X.CallTIRRewrite())
@@ -72,7 +72,7 @@ def build(program: Program, progress: Callable[[str], None] | None = None) -> Bu
         except RuntimeError as error:
             raise TargetError(
                 f"code generation for {program.target} failed",
-                why=str(error).strip().splitlines()[-1],
+                why=last_line(error),
                 remedy="check the target's LLVM options",
             ) from error
     workspace = max((sum(k.workspace_bytes) for k in program.kernels.values()), default=0)

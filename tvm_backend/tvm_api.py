@@ -21,9 +21,20 @@ IRBuilder: Any = _IRBuilder
 T: Any = _T
 from_exported_program: Any = _from_exported_program
 
+# Many of TVM's passes are Python functions called from C++. An exception on its way out of them
+# keeps its type only if TVM knows it; Ctrl-C would come out as a RuntimeError.
+tvm.error.register_error(KeyboardInterrupt)
+
 # StorageRewrite drops the annotation that keeps accumulators in registers.
 PASS_CONFIG = {"tirx.disable_storage_rewrite": True}
 IN_REGISTERS = {"disable_lower_builtin": True}
+
+
+def last_line(error: Exception) -> str:
+    """The last line of an error of TVM, which says what happened; those before are a stack."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
 
 __all__ = [
     "IN_REGISTERS",
@@ -31,6 +42,7 @@ __all__ = [
     "IRBuilder",
     "T",
     "from_exported_program",
+    "last_line",
     "relax",
     "s_tir",
     "tirx",

@@ -17,7 +17,7 @@ import numpy as np
 from fxquant.errors import TargetError
 from fxquant.targets import Target
 from tvm_backend.devices import llvm_target
-from tvm_backend.tvm_api import PASS_CONFIG, s_tir, tirx, tvm
+from tvm_backend.tvm_api import PASS_CONFIG, last_line, s_tir, tirx, tvm
 
 _S, _X = s_tir.transform, tirx.transform
 BARE_PASSES = (
@@ -81,7 +81,7 @@ def compile_functions(functions: Mapping[str, Any], target: Target) -> Any:
     except RuntimeError as error:
         raise TargetError(
             f"code generation for {target} failed",
-            why=str(error).strip().splitlines()[-1],
+            why=last_line(error),
             remedy="check the target's LLVM options",
         ) from error
 
