@@ -12,7 +12,7 @@ from typing import Any
 from fxquant.errors import TargetError
 from fxquant.targets import Target
 from tvm_backend.devices import missing_features
-from tvm_backend.manifest import LIBRARY, Manifest, Summary, damaged, digest
+from tvm_backend.manifest import LIBRARY, Manifest, Summary, damaged, digest, remove_exported
 from tvm_backend.quiet import quiet
 from tvm_backend.signature import Signature
 from tvm_backend.tvm_api import tvm
@@ -34,6 +34,7 @@ def write(
         TargetError: The target's compiler is absent or fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_exported(folder)
     library = folder / LIBRARY
     compiler = target.compiler
     arguments = {"fcompile": tvm.support.cc.cross_compiler(compiler)} if compiler else {}

@@ -229,6 +229,8 @@ class Compiled:
     ) -> Path:  # fmt: skip
         """Write the network to files; returns the folder.
 
+        Files of an earlier export into the folder are removed, unless they were changed since.
+
         Args:
             folder: Where to write; made if absent.
             form: "relax" for `net.so` that `tvm_backend.load` reads; "standalone" for a C library
@@ -241,13 +243,16 @@ class Compiled:
             TargetError: The target's compiler is absent or fails.
             UnsupportedError: The network has float islands and the form is "standalone".
         """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is no folder", remedy="name a folder to export into")
         if form == STANDALONE:
             if self._program is None:
                 raise ConfigError(
                     "a loaded network has no standalone form", remedy="compile the network again"
                 )
             return export_standalone(
-                self._program, Path(folder), DEFAULT_NAME if name is None else name, shared
+                self._program, folder, DEFAULT_NAME if name is None else name, shared
             ).folder
         if form != RELAX or name is not None or shared:
             raise ConfigError(
@@ -256,7 +261,7 @@ class Compiled:
                 remedy="use form='standalone'",
             )
         executable = self.executable
-        return artefact.write(Path(folder), executable, self.target, self.signature, self.summary)
+        return artefact.write(folder, executable, self.target, self.signature, self.summary)
 
     def _run(
         self, inputs: tuple[Array, ...], run: Callable[[list[Tensor]], list[np.ndarray]]
