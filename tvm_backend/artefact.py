@@ -6,6 +6,7 @@ trust.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tvm_backend.devices import missing_features
 from tvm_backend.manifest import LIBRARY, Manifest, Summary, damaged, digest, remove_exported
 from tvm_backend.quiet import quiet
 from tvm_backend.signature import Signature
-from tvm_backend.tvm_api import tvm
+from tvm_backend.tvm_api import load_module, tvm
 
 
 def write(
@@ -67,6 +68,17 @@ def read(folder: Path) -> tuple[Manifest, Any]:
         return manifest, None
     try:
         with quiet():
-            return manifest, tvm.runtime.load_module(str(library))
+            return manifest, _load(library)
     except (RuntimeError, OSError) as error:
         raise damaged(library, str(error).strip()[-500:]) from error
+
+
+def _load(library: Path) -> Any:
+    """Load a library by a name of its own: of a known name the system returns what it has loaded.
+
+    That may be what lay there before another export into the folder.
+    """
+    with tempfile.TemporaryDirectory(prefix="fxquant-") as folder:
+        link = Path(folder, LIBRARY)
+        link.symlink_to(library.resolve())
+        return load_module(str(link))

@@ -11,6 +11,7 @@ from tvm import tirx as _tirx
 from tvm.relax.frontend.torch import from_exported_program as _from_exported_program
 from tvm.script.ir_builder import IRBuilder as _IRBuilder
 from tvm.tirx.script.builder import ir as _T
+from tvm_ffi import load_module as _load_module
 
 # TVM's own annotations are wrong in many places; here its objects are untyped.
 tvm: Any = _tvm
@@ -20,6 +21,7 @@ tirx: Any = _tirx
 IRBuilder: Any = _IRBuilder
 T: Any = _T
 from_exported_program: Any = _from_exported_program
+load_module: Any = _load_module  # tvm.runtime's would follow links
 
 # Many of TVM's passes are Python functions called from C++. An exception on its way out of them
 # keeps its type only if TVM knows it; Ctrl-C would come out as a RuntimeError.
@@ -43,6 +45,7 @@ __all__ = [
     "T",
     "from_exported_program",
     "last_line",
+    "load_module",
     "relax",
     "s_tir",
     "tirx",

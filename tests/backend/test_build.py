@@ -180,6 +180,16 @@ def test_export_and_load(compiled: tvm_backend.Compiled, net, tmp_path: Path) ->
         loaded.run_emulated(x)
 
 
+def test_a_folder_is_loaded_as_it_is_now(
+    compiled: tvm_backend.Compiled, net: tuple[GraphModule, Tensor], tmp_path: Path
+) -> None:
+    graph, x = net
+    first = tvm_backend.load(compiled.export(tmp_path))
+    other, _ = residual_net(channels=32)
+    second = tvm_backend.load(tvm_backend.compile(other).export(tmp_path))
+    assert torch.equal(first(x), graph(x)) and torch.equal(second(x), other(x))
+
+
 def test_damaged_files_are_refused(compiled: tvm_backend.Compiled, tmp_path: Path) -> None:
     compiled.export(tmp_path)
     manifest, library = tmp_path / "manifest.json", tmp_path / "net.so"

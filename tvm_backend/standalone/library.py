@@ -61,8 +61,8 @@ _LIBC = {"memcpy", "memmove", "memset"}
 _C_FLAGS = ("-std=c99", "-O2", "-fPIC")
 _C_HEADERS = (
     "assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal "
-    "stdalign stdarg stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string tgmath threads "
-    "time uchar wchar wctype"
+    "stdalign stdarg stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string tgmath "
+    "threads time uchar wchar wctype"
 ).split()
 _KERNELS, _WEIGHTS = "objects/kernels.o", "objects/weights.o"
 
