@@ -6,22 +6,17 @@ trust.
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fxquant.errors import TargetError
 from fxquant.targets import Target
 from tvm_backend.devices import missing_features
-from tvm_backend.manifest import LIBRARY, Manifest, Summary, damaged, digest
+from tvm_backend.manifest import LIBRARY, Manifest, Summary, damaged, digest, remove_exported
+from tvm_backend.quiet import quiet
 from tvm_backend.signature import Signature
-from tvm_backend.tvm_api import tvm
-
-_NOISE = ("Scope Saving", "Scope Loaded")  # TVM warns about every constant
+from tvm_backend.tvm_api import load_module, tvm
 
 
 def write(
@@ -40,11 +35,12 @@ def write(
         TargetError: The target's compiler is absent or fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_exported(folder)
     library = folder / LIBRARY
     compiler = target.compiler
     arguments = {"fcompile": tvm.support.cc.cross_compiler(compiler)} if compiler else {}
     try:
-        with _quiet():
+        with quiet():
             executable.export_library(str(library), **arguments)
     except (RuntimeError, OSError) as error:
         raise TargetError(
@@ -71,26 +67,18 @@ def read(folder: Path) -> tuple[Manifest, Any]:
     if missing_features(manifest.target):
         return manifest, None
     try:
-        with _quiet():
-            return manifest, tvm.runtime.load_module(str(library))
+        with quiet():
+            return manifest, _load(library)
     except (RuntimeError, OSError) as error:
         raise damaged(library, str(error).strip()[-500:]) from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep TVM's noise off the terminal; everything else it logs is passed on."""
-    sys.stderr.flush()
-    original = os.dup(2)
-    with tempfile.TemporaryFile() as log:
-        os.dup2(log.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(original, 2)
-            os.close(original)
-            log.seek(0)
-            lines = log.read().decode(errors="replace").splitlines()
-            rest = [line for line in lines if not any(noise in line for noise in _NOISE)]
-            if rest:
-                print("\n".join(rest), file=sys.stderr)
+def _load(library: Path) -> Any:
+    """Load a library by a name of its own: of a known name the system returns what it has loaded.
+
+    That may be what lay there before another export into the folder.
+    """
+    with tempfile.TemporaryDirectory(prefix="fxquant-") as folder:
+        link = Path(folder, LIBRARY)
+        link.symlink_to(library.resolve())
+        return load_module(str(link))

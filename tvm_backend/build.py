@@ -1,8 +1,7 @@
 """Program -> Relax module -> executable: the host path.
 
 `main` calls every kernel with `call_tir`; weights are constants of the module. All values are
-flat buffers; the runtime gives inputs and outputs their shapes. The stock Relax pipeline expects
-schedulable blocks in every PrimFunc and aborts on these, hence an own pass list.
+flat buffers; the runtime gives inputs and outputs their shapes.
 """
 
 from __future__ import annotations
@@ -20,19 +19,9 @@ from tvm_backend.call import Value
 from tvm_backend.devices import llvm_target
 from tvm_backend.float_island import Islands
 from tvm_backend.kernel import Abi
+from tvm_backend.pipeline import LOWER, PLAN
 from tvm_backend.program import Island, Program, Step, leaves
-from tvm_backend.tvm_api import PASS_CONFIG, relax, tvm
-
-_X = relax.transform
-_PASSES_BEFORE_PLAN = (_X.ToNonDataflow(), _X.RemovePurityChecking(), _X.CallTIRRewrite())
-_PASSES_AFTER_PLAN = (
-    _X.LowerAllocTensor(),
-    _X.KillAfterLastUse(),
-    _X.LowerRuntimeBuiltin(),
-    _X.ComputePrimValue(),
-    _X.VMShapeLower(),
-    _X.AttachGlobalSymbol(),
-)
+from tvm_backend.tvm_api import PASS_CONFIG, last_line, relax, tvm
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,17 +51,15 @@ def build(program: Program, progress: Callable[[str], None] | None = None) -> Bu
     """
     module = _module(program, progress or (lambda _: None))
     with tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
-        before = tvm.transform.Sequential([*_PASSES_BEFORE_PLAN, _X.StaticPlanBlockMemory()])
-        planned = before(module)
-        after = tvm.transform.Sequential(list(_PASSES_AFTER_PLAN))
+        planned = PLAN(module)
         try:
             executable = relax.build(
-                planned, target=llvm_target(program.target), relax_pipeline=after
+                planned, target=llvm_target(program.target), relax_pipeline=LOWER
             )
         except RuntimeError as error:
             raise TargetError(
                 f"code generation for {program.target} failed",
-                why=str(error).strip().splitlines()[-1],
+                why=last_line(error),
                 remedy="check the target's LLVM options",
             ) from error
     workspace = max((sum(k.workspace_bytes) for k in program.kernels.values()), default=0)

@@ -11,7 +11,7 @@ from typing import Any
 from fxquant import targets
 from fxquant.errors import TargetError
 from fxquant.targets import Target
-from tvm_backend.tvm_api import tvm
+from tvm_backend.tvm_api import last_line, tvm
 
 _CPUINFO = Path("/proc/cpuinfo")
 _ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
@@ -92,7 +92,7 @@ def llvm_target(target: Target) -> Any:
         raise TargetError(
             f"target {target.name!r} is unknown to LLVM",
             where=str(options),
-            why=str(error).strip().splitlines()[-1],
+            why=last_line(error),
             remedy="check mtriple, mcpu and mattr of the target",
         ) from error
 

@@ -20,17 +20,11 @@ from torch.fx.node import map_arg
 
 from fxquant.errors import UnsupportedError
 from tvm_backend.graph_view import tensor_of
+from tvm_backend.island_check import difference
+from tvm_backend.pipeline import IMPORT
 from tvm_backend.program import Island, Program
+from tvm_backend.quiet import quiet
 from tvm_backend.tvm_api import from_exported_program, relax, tvm
-
-_X = relax.transform
-_PASSES = (
-    _X.LegalizeOps(),
-    _X.AnnotateTIROpPattern(),
-    _X.FoldConstant(),
-    _X.FuseOps(),
-    _X.FuseTIR(),
-)
 
 
 class Islands:
@@ -52,15 +46,12 @@ class Islands:
             The global variable of its function, and constants to pass after the inputs.
 
         Raises:
-            UnsupportedError: An operator cannot be exported or imported.
+            UnsupportedError: TVM has no code for an operator, or not one that does what torch does.
         """
         name = symbol(island, self._program)
         module, constants = lift_constants(island.module)
         if name not in self._made:
-            inputs = (*_examples(island, self._program), *constants)
-            imported = _import(island, module, inputs)
-            with tvm.transform.PassContext(opt_level=3):
-                imported = tvm.transform.Sequential(list(_PASSES))(imported)
+            imported = _checked(island, module, _examples(island, self._program), constants)
             self._made[name] = _merge(self._builder, imported, name)
         return self._made[name], [c.numpy() for c in constants]
 
@@ -131,20 +122,38 @@ class _Operand:
         return f"%{self.number}"
 
 
-def _import(island: Island, module: GraphModule, examples: tuple[Tensor, ...]) -> Any:
+def _checked(
+    island: Island, module: GraphModule, examples: list[Tensor], constants: list[Tensor]
+) -> Any:
+    """The island as a Relax module that computes what torch does."""
     try:
-        with warnings.catch_warnings():  # torch's exporter warns about its own internals
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(module.eval(), examples)
-            return from_exported_program(exported)  # decomposes by itself
-    except Exception as error:  # the importers raise anything from AssertionError to KeyError
-        operators = sorted({_name(node) for node in island.module.graph.nodes if _name(node)})
-        raise UnsupportedError(
-            f"float island {island.name} cannot be compiled",
-            where=f"operators of the island: {', '.join(operators)}",
-            why=_reason(error),
-            remedy="quantize the operator, replace it, or run the network with torch",
-        ) from error
+        with quiet():
+            imported = _import(module, (*examples, *constants))
+            why = difference(module, imported, examples, constants)
+    except Exception as error:  # TVM raises anything from AssertionError to KeyError
+        raise _refused(island, _reason(error)) from error
+    if why:
+        raise _refused(island, why)
+    return imported
+
+
+def _import(module: GraphModule, inputs: tuple[Tensor, ...]) -> Any:
+    with warnings.catch_warnings():  # torch's exporter warns about its own internals
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(module.eval(), inputs)
+        imported = from_exported_program(exported)  # decomposes by itself
+    with tvm.target.Target("llvm"), tvm.transform.PassContext(opt_level=3):  # any processor
+        return IMPORT(imported)
+
+
+def _refused(island: Island, why: str) -> UnsupportedError:
+    operators = sorted({_name(node) for node in island.module.graph.nodes if _name(node)})
+    return UnsupportedError(
+        f"float island {island.name} cannot be compiled",
+        where=f"operators of the island: {', '.join(operators)}",
+        why=why,
+        remedy="quantize the operator, replace it, or run the network with torch",
+    )
 
 
 def _name(node: torch.fx.Node) -> str:

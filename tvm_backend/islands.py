@@ -3,7 +3,7 @@
 An island is a connected set of float nodes of equal depth, where depth counts how often the path
 from the inputs enters float from integer code. Any way out of an island and back raises the
 depth, so no island depends on itself. Moves of float32 values (reshape, permute, ...) that touch
-no island are ordinary kernels.
+no island are ordinary kernels; max pooling is one everywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from tvm_backend.emit.table import EMIT, MOVES
+from tvm_backend.emit.table import EMIT, FLOATS, MOVES
 from tvm_backend.graph_view import dtype_of, nodes_in
 
 _OPERATIONS = ("call_function", "call_method", "call_module")
@@ -40,7 +40,7 @@ def island_nodes(graph_module: GraphModule, constants: Mapping[Node, Tensor]) ->
     """All nodes that stay in float."""
     operations = [n for n in graph_module.graph.nodes if n.op in _OPERATIONS and n not in constants]
     moves = {n for n in operations if n.target in MOVES and _is_float(n)}
-    found = {n for n in operations if n not in moves and not _is_integer_call(n)}
+    found = {n for n in operations if n not in moves and not _is_kernel(n)}
     grown = True
     while grown:
         touching = {
@@ -58,12 +58,13 @@ def _is_float(node: Node) -> bool:
     return dtype is not None and dtype.is_floating_point
 
 
-def _is_integer_call(node: Node) -> bool:
-    """Whether a reference operator works on codes or crosses the boundary to them."""
+def _is_kernel(node: Node) -> bool:
+    """Whether there is a kernel: on codes, across the boundary to them, or on floats."""
     if node.target not in EMIT:
         return False
     first = next(nodes_in(node.args), None)
-    return not (_is_float(node) and first is not None and _is_float(first))
+    on_floats = _is_float(node) and first is not None and _is_float(first)
+    return node.target in FLOATS if on_floats else True
 
 
 def partition(

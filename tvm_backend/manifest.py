@@ -106,6 +106,19 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def remove_exported(folder: Path) -> None:
+    """Remove what an earlier export wrote into a folder, unless it was changed since."""
+    try:
+        files = _read_json(folder / MANIFEST).get("sha256")
+    except FileFormatError:
+        return  # nothing says what was exported
+    root = folder.resolve()
+    for name, expected in files.items() if isinstance(files, dict) else ():
+        path = (root / name).resolve()
+        if path.is_relative_to(root) and path.is_file() and digest(path) == expected:
+            path.unlink()
+
+
 def damaged(path: Path, why: str) -> FileFormatError:
     """The error for a file that cannot be used."""
     return FileFormatError(f"{path} cannot be used", why=why, remedy="export the network again")

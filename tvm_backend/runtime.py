@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -55,6 +56,9 @@ class Memory:
 class Compiled:
     """A compiled network; call it with torch tensors or numpy arrays.
 
+    Any thread may call it. Calls wait for each other: the intermediate values have one place.
+    Networks compiled (or loaded) once a thread run at the same time.
+
     Attributes:
         target: The device it is for.
         signature: Its inputs and outputs.
@@ -80,6 +84,7 @@ class Compiled:
         self._built: Built | None = None
         self._machine: Any = None
         self._emulated: Standalone | None = None
+        self._running = threading.Lock()
         if program is not None and not missing_features(target):
             self._built = build(program, progress)
             self._machine = relax.VirtualMachine(self._built.executable, tvm.cpu())["main"]
@@ -89,6 +94,14 @@ class Compiled:
     def __repr__(self) -> str:
         shapes = ", ".join(f"{s.name}{list(s.shape)}" for s in self.signature.inputs)
         return f"Compiled({shapes}; target={self.target}, threads={self.threads})"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse copies and pickles: machine code belongs to its process."""
+        raise ConfigError(
+            "a compiled network cannot be copied or pickled",
+            why="its code belongs to this process",
+            remedy="export it, and load the folder where it is needed",
+        )
 
     @property
     def executable(self) -> Any:
@@ -136,7 +149,8 @@ class Compiled:
             Outputs nested as the network returns them, of the inputs' kind.
 
         Raises:
-            ConfigError: An input is wrong.
+            ConfigError: An input is wrong, or the process was forked from one that ran a network,
+                and this one has several threads.
             TargetError: This machine cannot run the target.
         """
         self._check_machine()
@@ -183,13 +197,16 @@ class Compiled:
         """
         program = self._lowered("be profiled")
         self._check_machine()
+        if rounds < 1:
+            raise ConfigError(f"rounds={rounds} leaves nothing to time", remedy="run it once")
         tensors = [as_tensor(x, i) for i, x in enumerate(inputs)]
         if self.signature.slices(tensors) != 1:
             raise ConfigError(
                 "a profile is of one run of the network", remedy="pass inputs of the compiled batch"
             )
-        use_threads(self.threads)
-        return time_kernels(program, self.executable, [_aligned(x) for x in tensors], rounds)
+        with self._running:
+            use_threads(self.threads)
+            return time_kernels(program, self.executable, [_aligned(x) for x in tensors], rounds)
 
     def _lowered(self, what: str) -> Program:
         if self._program is None:
@@ -212,6 +229,8 @@ class Compiled:
     ) -> Path:  # fmt: skip
         """Write the network to files; returns the folder.
 
+        Files of an earlier export into the folder are removed, unless they were changed since.
+
         Args:
             folder: Where to write; made if absent.
             form: "relax" for `net.so` that `tvm_backend.load` reads; "standalone" for a C library
@@ -224,13 +243,16 @@ class Compiled:
             TargetError: The target's compiler is absent or fails.
             UnsupportedError: The network has float islands and the form is "standalone".
         """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is no folder", remedy="name a folder to export into")
         if form == STANDALONE:
             if self._program is None:
                 raise ConfigError(
                     "a loaded network has no standalone form", remedy="compile the network again"
                 )
             return export_standalone(
-                self._program, Path(folder), DEFAULT_NAME if name is None else name, shared
+                self._program, folder, DEFAULT_NAME if name is None else name, shared
             ).folder
         if form != RELAX or name is not None or shared:
             raise ConfigError(
@@ -239,7 +261,7 @@ class Compiled:
                 remedy="use form='standalone'",
             )
         executable = self.executable
-        return artefact.write(Path(folder), executable, self.target, self.signature, self.summary)
+        return artefact.write(folder, executable, self.target, self.signature, self.summary)
 
     def _run(
         self, inputs: tuple[Array, ...], run: Callable[[list[Tensor]], list[np.ndarray]]
@@ -262,8 +284,10 @@ class Compiled:
         return self.signature.nest(results)
 
     def _call(self, inputs: list[Tensor]) -> list[np.ndarray]:
-        use_threads(self.threads)
-        results = self._machine(*(_aligned(x) for x in inputs))
+        aligned = [_aligned(x) for x in inputs]
+        with self._running:
+            use_threads(self.threads)
+            results = self._machine(*aligned)
         return [result.numpy() for result in results]
 
 

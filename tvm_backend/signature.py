@@ -116,11 +116,21 @@ def as_tensor(x: object, position: int) -> Tensor:
     """A torch tensor on the CPU that shares the memory of `x` where it can.
 
     Raises:
-        ConfigError: `x` is neither a numpy array nor a torch tensor on the CPU.
+        ConfigError: `x` is neither a numpy array of numbers nor a dense torch tensor on the CPU.
     """
     if isinstance(x, np.ndarray):
-        return torch.from_numpy(x if x.flags.writeable else x.copy())
+        shared = x.flags.writeable and all(stride >= 0 for stride in x.strides)
+        try:
+            return torch.from_numpy(x if shared else x.copy())
+        except (TypeError, ValueError) as error:  # strings, foreign byte orders
+            raise ConfigError(
+                f"input {position} is an array of type {x.dtype}",
+                why=str(error),
+                remedy="convert it to the type the network was compiled for",
+            ) from error
     if isinstance(x, Tensor):
+        if x.layout != torch.strided:
+            raise ConfigError(f"input {position} is sparse", remedy="call .to_dense() first")
         if x.device.type != "cpu":
             raise ConfigError(
                 f"input {position} is on {x.device}",

@@ -8,6 +8,9 @@ on one core share its multipliers, and the loops are split evenly, so the slower
 A thread without work spins before it sleeps, so that the next kernel need not wake it. TVM spins
 for 300,000 rounds, a large part of a second that other programs on a busy machine want; here it
 is about as long as the longest kernel that runs on one thread.
+
+The threads of the pool do not survive a fork: a child of a process that has used it would wait for
+them for ever, unless it runs on one thread.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ _KEEP_AFFINITY = "TVM_BIND_THREADS"
 _SPIN, _SPIN_COUNT = "TVM_THREAD_POOL_SPIN_COUNT", "2000"
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 _current = threading.local()
+_users: set[int] = set()  # processes, this one and those it was forked from, that used the pool
 
 
 def available_processors() -> set[int]:
@@ -64,11 +68,13 @@ def check_threads(threads: int | None) -> int:
     """A thread count: the argument, or one a physical core within the pool's size.
 
     Raises:
-        ConfigError: It is not positive, or larger than the pool.
+        ConfigError: It is no positive integer, or larger than the pool.
     """
     size = prepare_pool()
     if threads is None:
         return min(size, physical_cores(available_processors()))
+    if type(threads) is not int:
+        raise ConfigError(f"threads={threads!r} is no number of threads", remedy=f"give 1..{size}")
     if threads < 1 or threads > size:
         raise ConfigError(
             f"threads={threads} is not possible",
@@ -79,7 +85,18 @@ def check_threads(threads: int | None) -> int:
 
 
 def use_threads(threads: int) -> None:
-    """Let parallel loops of this Python thread use that many threads."""
+    """Let parallel loops of this Python thread use that many threads.
+
+    Raises:
+        ConfigError: The pool is that of the process this one was forked from.
+    """
+    if threads > 1 and _users - {os.getpid()}:
+        raise ConfigError(
+            f"threads={threads} is not possible in a forked process",
+            why="the process it was forked from had run networks, and its threads stayed there",
+            remedy="use threads=1, fork before the first run, or start processes by 'spawn'",
+        )
+    _users.add(os.getpid())
     if getattr(_current, "threads", None) != threads:
         tvm.get_global_func("runtime.config_threadpool")(1, threads)
         _current.threads = threads

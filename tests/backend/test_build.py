@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from fxquant.numerics import reference
 from fxquant.targets import Target
 from tests.backend.integer_nets import NetBuilder, residual_net, windows
 from tests.backend.kernel_harness import require
-from tvm_backend.tvm_api import relax, tvm
+from tvm_backend.tvm_api import last_line, relax, tvm
 
 HOSTS = (
     targets.X86_VNNI, targets.X86_AVX512, targets.X86_AVX_VNNI, targets.X86_AVX2, targets.GENERIC,
@@ -96,6 +99,7 @@ def test_kind_of_arrays_is_kept(compiled: tvm_backend.Compiled, net) -> None:
     assert torch.equal(compiled(strided), graph(x))
     unaligned = torch.zeros(x.numel() + 1)[1:].reshape(x.shape).copy_(x)
     assert torch.equal(compiled(unaligned), graph(x))
+    assert np.array_equal(compiled(x.numpy()[..., ::-1]), graph(x.flip(-1)).numpy())
 
 
 def test_results_survive_the_next_call(compiled: tvm_backend.Compiled, net) -> None:
@@ -120,6 +124,9 @@ def test_wrong_inputs_have_clear_errors(compiled: tvm_backend.Compiled, net) -> 
         ((x[:, :2],), r"compiled for shape \(1, 3, 20, 20\)"),
         ((x[:0],), "multiple of 1"),
         (([1.0],), "is a list"),
+        ((x.to_sparse(),), "is sparse"),
+        ((x.numpy().astype(">f4"),), "type >f4"),
+        ((np.array(["a"]),), "type <U1"),
     ):
         with pytest.raises(ConfigError, match=message):
             compiled(*inputs)
@@ -131,8 +138,25 @@ def test_wrong_inputs_have_clear_errors(compiled: tvm_backend.Compiled, net) -> 
 def test_threads(net) -> None:
     graph, x = net
     assert torch.equal(tvm_backend.compile(graph, threads=1)(x), graph(x))
-    with pytest.raises(ConfigError, match="threads=0"):
-        tvm_backend.compile(graph, threads=0)
+    for threads in (0, "1", 1.0, True):
+        with pytest.raises(ConfigError, match=f"threads={threads!r}"):
+            tvm_backend.compile(graph, threads=threads)  # type: ignore[arg-type]
+
+
+def test_calls_from_several_threads() -> None:
+    graph, x = residual_net(80)  # a call long enough to be met by another one
+    compiled = tvm_backend.compile(graph, threads=1)
+    inputs = [x * (1 + i) for i in range(4)]
+    expected = [graph(sample) for sample in inputs]
+    with ThreadPoolExecutor(2) as pool:
+        results = pool.map(compiled, inputs * 100)
+        assert all(map(torch.equal, results, expected * 100))
+
+
+def test_copies_are_refused(compiled: tvm_backend.Compiled) -> None:
+    for make in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(ConfigError, match="export it"):
+            make(compiled)
 
 
 def test_memory(compiled: tvm_backend.Compiled) -> None:
@@ -154,6 +178,16 @@ def test_export_and_load(compiled: tvm_backend.Compiled, net, tmp_path: Path) ->
         loaded.export(tmp_path / "again")
     with pytest.raises(TargetError, match="loaded network"):
         loaded.run_emulated(x)
+
+
+def test_a_folder_is_loaded_as_it_is_now(
+    compiled: tvm_backend.Compiled, net: tuple[GraphModule, Tensor], tmp_path: Path
+) -> None:
+    graph, x = net
+    first = tvm_backend.load(compiled.export(tmp_path))
+    other, _ = residual_net(channels=32)
+    second = tvm_backend.load(tvm_backend.compile(other).export(tmp_path))
+    assert torch.equal(first(x), graph(x)) and torch.equal(second(x), other(x))
 
 
 def test_damaged_files_are_refused(compiled: tvm_backend.Compiled, tmp_path: Path) -> None:
@@ -209,8 +243,21 @@ def test_host_target_runs_here() -> None:
     require(tvm_backend.host_target())
 
 
+def test_an_interrupt_inside_of_tvm_comes_out_as_itself() -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tvm.runtime.convert(interrupted)()
+
+
 def _refuse(*_: object, **__: object) -> None:
     raise tvm.error.InternalError("first line\nno such register")
+
+
+def test_the_last_line_of_an_error() -> None:
+    assert last_line(RuntimeError("a stack\nthe reason\n")) == "the reason"
+    assert last_line(RuntimeError()) == "RuntimeError"
 
 
 def test_what_llvm_refuses_is_a_target_error(

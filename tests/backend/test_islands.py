@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,8 @@ import tvm_backend
 from fxquant import targets
 from fxquant.errors import UnsupportedError
 from fxquant.numerics import reference
-from tests.backend.integer_nets import NetBuilder
+from fxquant.targets import Target
+from tests.backend.integer_nets import NetBuilder, windows
 from tvm_backend import float_island
 from tvm_backend.lower import lower
 from tvm_backend.program import Island
@@ -78,6 +81,18 @@ def test_moves_of_floats_are_no_island() -> None:
     assert all(map(torch.equal, tvm_backend.compile(graph)(x), graph(x)))
 
 
+def test_max_pooling_is_no_island() -> None:
+    net, x = NetBuilder(3), torch.randn(1, 3, 8, 8)
+    x[0, 0, 2, 2] = torch.nan
+    pooled = net.call(reference.max_pool2d, net.input(), rows=windows(8, 3, 2, 1),
+                      cols=windows(8, 3, 2, 1))  # fmt: skip
+    graph = net.finish((pooled, net.call(torch.softmax, pooled, dim=1)), x)
+    assert len(islands(graph)) == 1
+    (result, soft), (expected, _) = tvm_backend.compile(graph)(x), graph(x)
+    assert torch.equal(result.isnan(), expected.isnan()) and soft.isnan().any()
+    assert torch.equal(result[:, 1:], expected[:, 1:])
+
+
 def test_modules_and_parameters_in_an_island() -> None:
     net = NetBuilder(3)
     x = torch.randn(2, 7, 24)
@@ -107,9 +122,9 @@ def test_equal_islands_are_compiled_once(monkeypatch) -> None:
     imported: list[str] = []
     original = float_island._import
 
-    def spy(island, module, examples):
-        imported.append(island.name)
-        return original(island, module, examples)
+    def spy(module, inputs):
+        imported.append(str(module.code))
+        return original(module, inputs)
 
     monkeypatch.setattr(float_island, "_import", spy)
     for slope, expected in ((0.25, 1), (0.5, 2)):
@@ -126,9 +141,48 @@ def test_equal_islands_are_compiled_once(monkeypatch) -> None:
         assert len(imported) == expected
 
 
-def test_unknown_operators_are_named() -> None:
+def island_net(function: Callable[[torch.Tensor], torch.Tensor]) -> torch.fx.GraphModule:
+    """A float operator behind a quantized input."""
     net = NetBuilder(3)
     real = net.dequantize(net.quantize(net.input()), 110)
-    graph = net.finish(net.call(torch.special.bessel_j0, real), torch.randn(1, 3, 4, 4))
-    with pytest.raises(UnsupportedError, match="bessel_j0"):
-        tvm_backend.compile(graph)
+    return net.finish(net.call(function, real), torch.randn(1, 3, 4, 6))
+
+
+def shrunk(x: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(x, (2, 3), mode="bilinear", antialias=True)  # TVM ignores antialias
+
+
+def sampled(x: torch.Tensor) -> torch.Tensor:
+    return F.grid_sample(x, torch.zeros(1, 3, 3, 2), align_corners=False)  # of another shape
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (torch.special.bessel_j0, "bessel_j0[^$]*Unsupported"),
+        (shrunk, "shrunk[^$]*something else than torch"),
+        (sampled, "sampled[^$]*the shape"),
+    ],
+)
+@pytest.mark.parametrize("target", [tvm_backend.host_target(), targets.CORTEX_A53], ids=str)
+def test_what_tvm_cannot_do_is_refused_by_name(function, message: str, target: Target) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        _ = tvm_backend.compile(island_net(function), target).executable
+
+
+def summed(x: torch.Tensor) -> torch.Tensor:
+    return torch.cumsum(x, 1)
+
+
+def largest(x: torch.Tensor) -> torch.Tensor:
+    return x.max(1, keepdim=True)[0]
+
+
+def turned(x: torch.Tensor) -> torch.Tensor:
+    return x[:, torch.tensor([2, 0, 1])]
+
+
+@pytest.mark.parametrize("function", [summed, largest, turned])
+def test_scans_sorts_and_gathers(function, capfd: pytest.CaptureFixture[str]) -> None:
+    check(island_net(function), torch.randn(1, 3, 4, 6))
+    assert "Warning" not in capfd.readouterr().err

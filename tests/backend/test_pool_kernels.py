@@ -38,6 +38,15 @@ def test_max_pool2d(target: Target, channels: int) -> None:
         check(reference.max_pool2d, target, [x], {"rows": rows, "cols": cols}, halo=HALO)
 
 
+@pytest.mark.parametrize("abi", Abi)
+def test_max_pool2d_of_floats(abi: Abi) -> None:
+    x = torch.randn(2, 3, 7, 7)
+    x[0, 1], x[1, 2] = -torch.inf, -x[1, 2].abs()
+    for windows_of_axis in (windows(7, 3, 2, 1), ADAPTIVE, DILATED, ((0, 7, 1),)):
+        numbers = {"rows": windows_of_axis, "cols": windows_of_axis}
+        check(reference.max_pool2d, targets.X86_AVX2, [x], numbers, abi=abi)
+
+
 @each_target
 def test_avg_pool2d_with_every_shift(target: Target) -> None:
     shifts = torch.arange(-14, 25, dtype=torch.int8)

@@ -70,6 +70,8 @@ def test_what_cannot_be_profiled_says_so() -> None:
     compiled = tvm_backend.compile(quantized, host_target(), threads=1)
     with pytest.raises(ConfigError, match="one run of the network"):
         compiled.profile(torch.randn(2, 3, 12, 12))
+    with pytest.raises(ConfigError, match="rounds=0"):
+        compiled.profile(torch.randn(1, 3, 12, 12), rounds=0)
     foreign = tvm_backend.compile(quantized, targets.CORTEX_A53)
     with pytest.raises(TargetError, match="cannot run code"):
         foreign.profile(torch.randn(1, 3, 12, 12))

@@ -104,7 +104,7 @@ def test_files_of_other_targets_and_machines(tmp_path: Path) -> None:
         tvm_backend.compile(residual_net()[0], targets.GENERIC, tuned=tmp_path / "t")
     with pytest.raises(ConfigError, match="cannot be continued here"):
         Database.open(tmp_path / "t", TARGET, Machine("imaginary", 2))
-    with pytest.raises(FileFormatError, match="absent"):
+    with pytest.raises(FileFormatError, match=r"absent cannot be read\n.*No such file"):
         tvm_backend.compile(residual_net()[0], TARGET, tuned=tmp_path / "absent")
 
 
@@ -129,9 +129,9 @@ def _lines(path: Path) -> list[str]:
         (0, {"threads": "1"}), (0, {"target": "x86_avx2"}), (1, {"problem": 3}),
         (1, {"best": 7}), (1, {"ratio": -1}), (1, {"ratio": "1"}), (1, {"tried": [1]}),
         (1, {"tried": {"t1x1x1p__x": None}}), (1, {"default_ns": float("nan")}),
-        (1, {"default_ns": True}),
+        (1, {"default_ns": True}), (1, {"default_ns": 10**400}), (0, {"version": True}),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )  # fmt: skip
 def test_damaged_files(tmp_path: Path, line: int, change: dict) -> None:
     lines = _lines(tmp_path / "t")

@@ -82,6 +82,7 @@ def test_libraries_need_nothing_but_libc(target: Target, tmp_path: Path) -> None
         needed = symbols("-u", file) - {"_GLOBAL_OFFSET_TABLE_"}  # of position-independent code
         assert needed <= {"memset", "memcpy", "memmove"}
     assert symbols("-D", "-u", "net.so") <= {"memset", "memcpy", "memmove"}
+    assert all(name.startswith("net_") for name in symbols("-g", "--defined-only", "net.o"))
     exported = symbols("-D", "--defined-only", "net.so")
     assert len(exported) == 10 and all(name.startswith("net_") for name in exported)
 
@@ -197,9 +198,11 @@ def test_names_are_checked(tmp_path: Path) -> None:
         "_net",
         "a b",
         "a\n",
+        "string",
+        5,
     ):
         with pytest.raises(ConfigError, match="name of a library"):
-            export_standalone(program, tmp_path, name)
+            export_standalone(program, tmp_path, name)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -208,6 +211,28 @@ def test_arguments_of_export_are_checked(tmp_path: Path) -> None:
     for arguments in ({"form": "elf"}, {"name": "net"}, {"shared": True}):
         with pytest.raises(ConfigError, match="not possible"):
             compiled.export(tmp_path, **arguments)
+    (tmp_path / "file").touch()
+    for form in ("relax", "standalone"):
+        with pytest.raises(ConfigError, match="file is no folder"):
+            compiled.export(tmp_path / "file", form)
+
+
+def test_an_export_replaces_another_one(tmp_path: Path) -> None:
+    compiled = tvm_backend.compile(residual_net()[0], targets.GENERIC)
+    (tmp_path / "notes").write_text("mine")
+    kept = {"notes", "v1.h"}
+    for form, name, expected in (
+        ("standalone", "v1", {"v1.c", "v1.so", "objects/kernels.o"}),
+        ("standalone", "v2", {"v2.c", "v2.so", "objects/kernels.o"}),
+        ("relax", None, {"net.so"}),
+        ("standalone", "net", {"net.c", "net.so", "objects/kernels.o"}),
+    ):
+        compiled.export(tmp_path, form, name=name, shared=form == "standalone")
+        if name == "v1":
+            (tmp_path / "v1.h").write_text("/* mine */")
+        files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+        listed = json.loads((tmp_path / "manifest.json").read_text())["sha256"]
+        assert files - kept - {"manifest.json"} == set(listed) - kept and expected <= files
 
 
 def test_absent_tools_are_named(tmp_path: Path) -> None:

@@ -42,3 +42,10 @@ def test_no_thread_count(monkeypatch, value: str) -> None:
     monkeypatch.setenv("TVM_NUM_THREADS", value)
     with pytest.raises(ConfigError, match="TVM_NUM_THREADS"):
         threads.check_threads(None)
+
+
+def test_a_forked_process_has_one_thread(monkeypatch) -> None:
+    monkeypatch.setattr(threads, "_users", {os.getpid() + 1})
+    threads.use_threads(1)
+    with pytest.raises(ConfigError, match="forked"):
+        threads.use_threads(2)

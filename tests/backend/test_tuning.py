@@ -26,10 +26,13 @@ Times = Callable[[Kernel], float]
 
 
 class Laboratory:
-    """Runs no kernel: their times are made up, and time passes as they run."""
+    """Runs no kernel: their times are made up, and time passes as they run and are compiled."""
 
-    def __init__(self, times: Times, wrong: str = "", interrupt_after: int = -1) -> None:
+    def __init__(
+        self, times: Times, wrong: str = "", interrupt_after: int = -1, compilation: float = 0.0
+    ) -> None:
         self.times, self.wrong, self.left = times, wrong, interrupt_after
+        self.compilation = compilation
         self.now, self.loaded = 0.0, []
 
     def load(self, kernels: Sequence[Kernel]) -> list[FakeRunner]:
@@ -37,6 +40,7 @@ class Laboratory:
             raise KeyboardInterrupt
         self.left -= 1
         self.loaded += [kernel.name for kernel in kernels]
+        self.now += self.compilation * len(kernels)
         return [FakeRunner(self, kernel) for kernel in kernels]
 
     def clock(self) -> float:
@@ -177,6 +181,15 @@ def test_a_time_limit_goes_where_the_time_is(found: list[Problem], tmp_path: Pat
     assert "_add" in laboratory.loaded[len(found)] and heavy is not found[0]
     none = search(found, tmp_path / "none", Laboratory(times), trials=8, time_limit=1e-9)
     assert not none.layers and len(none.undecided) == 4 and "no time" in str(none)
+
+
+def test_compilation_counts_against_a_time_limit(found: list[Problem], tmp_path: Path) -> None:
+    laboratory = Laboratory(constant, compilation=1e4)
+    tuned = search(found, tmp_path / "t", laboratory, trials=100, time_limit=30e4)
+    assert len(tuned.layers) == len(found) and laboratory.now < 35e4
+    defaults = Laboratory(constant, compilation=1e4)
+    search(found, tmp_path / "none", defaults, time_limit=2e4)
+    assert len(defaults.loaded) == 2
 
 
 def test_a_schedule_with_other_results_is_an_error(found: list[Problem], tmp_path: Path) -> None:

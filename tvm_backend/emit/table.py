@@ -62,7 +62,7 @@ ACCUMULATES = (
     reference.linear_accumulate,
 )
 
-# Move elements without computing: they may be views, and they serve float32 values as well.
+# Move elements without computing: they may be views.
 MOVES = (
     reference.reshape,
     reference.permute,
@@ -71,3 +71,6 @@ MOVES = (
     reference.gather2d,
     reference.pad,
 )
+
+# Kernels for values that are float32 before and after.
+FLOATS = (*MOVES, reference.max_pool2d)

@@ -27,6 +27,7 @@ from fxquant.targets import Target
 from fxquant.version import __version__
 from tvm_backend.kernel import Abi
 from tvm_backend.layout import round_up
+from tvm_backend.manifest import remove_exported
 from tvm_backend.memory_plan import (
     ALIGNMENT,
     Lifetime,
@@ -58,6 +59,11 @@ from tvm_backend.standalone.weights import Weights, lay_out
 DEFAULT_NAME = "net"
 _LIBC = {"memcpy", "memmove", "memset"}
 _C_FLAGS = ("-std=c99", "-O2", "-fPIC")
+_C_HEADERS = (
+    "assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal "
+    "stdalign stdarg stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string tgmath "
+    "threads time uchar wchar wctype"
+).split()
 _KERNELS, _WEIGHTS = "objects/kernels.o", "objects/weights.o"
 
 
@@ -137,7 +143,7 @@ def export_standalone(
         shared: Also make `<name>.so`.
 
     Raises:
-        ConfigError: The name is no C identifier.
+        ConfigError: The name is no C identifier, or that of a header of C.
         UnsupportedError: The network has float islands.
         TargetError: The target's compiler is absent or fails.
     """
@@ -155,6 +161,7 @@ def export_standalone(
     values = [*lifetimes(program), *_scratch(program, weights)]
     model = Model(program, weights, plan_memory(values), interface(program))
     (folder / "objects").mkdir(parents=True, exist_ok=True)
+    remove_exported(folder)
     files = [_KERNELS, _WEIGHTS, *_write_sources(folder, name, model, compiler is not None)]
     write_objects(
         folder / _KERNELS, _functions(name, model), folder / _WEIGHTS, f"{name}_weights",
@@ -168,12 +175,14 @@ def export_standalone(
     return Standalone(folder, name, target, signature_of(program), model.plan, compiler is not None)
 
 
-def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", name) or name in ("main", "objects"):
+def _check_name(name: object) -> None:
+    fits = isinstance(name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", name)
+    if not fits or name in ("main", "objects", *_C_HEADERS):
         raise ConfigError(
             f"{name!r} cannot be the name of a library",
-            why="it names files and is the prefix of C functions",
-            remedy="use at most 63 letters, digits and underscores, a letter first; not 'main'",
+            why="it names files, a header among them, and is the prefix of C functions",
+            remedy="use at most 63 letters, digits and underscores, a letter first; not 'main' and "
+            "no header of C",
         )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from fxquant.errors import TargetError
 from fxquant.targets import Target
 from tvm_backend.devices import llvm_target
-from tvm_backend.tvm_api import PASS_CONFIG, s_tir, tirx, tvm
+from tvm_backend.tvm_api import PASS_CONFIG, last_line, s_tir, tirx, tvm
 
 _S, _X = s_tir.transform, tirx.transform
 BARE_PASSES = (
@@ -57,6 +57,10 @@ module asm ".incbin \\22{path}\\22"
 module asm ".size {symbol}, {size}"
 """
 
+# TVM adds conversions of float16 to every module, under the names of the compiler's own, which
+# another program's must not become.
+_WEAK = re.compile(r"^define weak\b", re.MULTILINE)
+
 
 def compile_functions(functions: Mapping[str, Any], target: Target) -> Any:
     """PrimFuncs over raw pointers as one LLVM module of C functions.
@@ -81,7 +85,7 @@ def compile_functions(functions: Mapping[str, Any], target: Target) -> Any:
     except RuntimeError as error:
         raise TargetError(
             f"code generation for {target} failed",
-            why=str(error).strip().splitlines()[-1],
+            why=last_line(error),
             remedy="check the target's LLVM options",
         ) from error
 
@@ -103,15 +107,15 @@ def write_objects(
     Raises:
         TargetError: LLVM cannot generate the code.
     """
-    module = compile_functions(functions, target)
-    module.write_to_file(str(kernels), "o")
-    text = module.inspect_source("ll")
+    text = compile_functions(functions, target).inspect_source("ll")
     header = "\n".join(re.findall(r"^(?:target |![\w.]+ = |!\d+ = ).*$", text, re.MULTILINE))
     with tempfile.TemporaryDirectory(prefix="fxquant-") as folder:
-        binary, source = Path(folder, "weights.bin"), Path(folder, "weights.ll")
+        binary, source = Path(folder, "weights.bin"), Path(folder, "module.ll")
         data.tofile(binary)
-        source.write_text(
-            _WEIGHTS_MODULE.format(header=header, symbol=symbol, path=binary, size=data.size)
+        of_weights = _WEIGHTS_MODULE.format(
+            header=header, symbol=symbol, path=binary, size=data.size
         )
-        loaded = tvm.get_global_func("ffi.Module.load_from_file.ll")(str(source), "ll")
-        loaded.write_to_file(str(weights), "o")
+        for path, module in ((kernels, _WEAK.sub("define internal", text)), (weights, of_weights)):
+            source.write_text(module)
+            loaded = tvm.get_global_func("ffi.Module.load_from_file.ll")(str(source), "ll")
+            loaded.write_to_file(str(path), "o")

@@ -111,7 +111,12 @@ class Database:
             if path.stat().st_size > _LARGEST_FILE:
                 raise _damaged(path, 1, f"it has {path.stat().st_size} bytes")
             lines = path.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise FileFormatError(
+                f"{path} cannot be read", why=error.strerror or str(error),
+                remedy="give the path of a file that tune wrote",
+            ) from error  # fmt: skip
+        except UnicodeDecodeError as error:
             raise _damaged(path, 1, str(error)) from error
         records = [_record(path, i, line) for i, line in enumerate(lines, 1)]
         machine = _check_head(path, records[0] if records else {}, target)
@@ -119,7 +124,7 @@ class Database:
         for i, record in enumerate(records[1:], 2):
             try:
                 entry = _decode(record)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise _damaged(path, i, f"{type(error).__name__}: {error}") from error
             entries[entry.problem] = entry
         return Database(path, target, machine, entries)
@@ -160,9 +165,10 @@ def _check_head(path: Path, head: Mapping[str, Any], target: Target) -> Machine:
     """The machine, if format, version and target fit."""
     if head.get("format") != FORMAT:
         raise _damaged(path, 1, f"it does not start with the format {FORMAT!r}")
-    if head.get("version") != VERSION:
+    version = head.get("version")
+    if type(version) is not int or version != VERSION:
         raise FileFormatError(
-            f"{path} has format version {head.get('version')}",
+            f"{path} has format version {version}",
             why=f"this program reads version {VERSION}", remedy="tune again into another file",
         )  # fmt: skip
     if head.get("target") != encode_target(target):

@@ -59,6 +59,8 @@ class Search:
             if self._finished(problem, database):
                 bar.update()
                 continue
+            if self.clock() >= end:
+                break
             bar.set_postfix_str("timing the default schedules")
             default = self.load([problem.kernel])[0]
             todo.append((problem, default, median_time(default) * len(problem.nodes)))
@@ -98,16 +100,27 @@ class Search:
         entry = known.get(problem.name)
         if entry is None or entry.default != problem.variants.default:  # ratios of another one
             entry = Entry(problem.name, problem.variants.default, median_time(default))
-        untried = self._untried(problem, entry)
-        for first in range(0, len(untried), BATCH):
-            batch = untried[first : first + BATCH]
+        for batch in self._batches(self._untried(problem, entry), deadline):
             ratios = heats(default, self._ready(problem, default, batch))
             measured = dict(zip((variant.name for variant in batch), ratios, strict=True))
             entry = replace(entry, best=None, ratio=1.0, tried={**entry.tried, **measured})
             yield entry
-            if self.clock() >= deadline:
-                break
         yield self._decided(problem, default, entry)
+
+    def _batches(self, untried: Sequence[Variant], deadline: float) -> Iterator[Sequence[Variant]]:
+        """As many schedules at a time as the time left suffices for, with the final after them.
+
+        How long a schedule takes is not known before the first one.
+        """
+        first, count = 0, BATCH if deadline == float("inf") else 1
+        while first < len(untried):
+            start = self.clock()
+            yield untried[first : first + count]
+            first, now = first + count, self.clock()
+            if now >= deadline:
+                break
+            pace = (now - start) / count
+            count = int(min(BATCH, max(1, (deadline - now) / pace - FINALISTS)))
 
     def _ready(
         self, problem: Problem, default: Runner, variants: Sequence[Variant]
