@@ -74,7 +74,7 @@ class Recorder(Interpreter):
         found = [
             node
             for node, value in self.env.items()
-            if touched(value) and any(self._order[u] > self._order[n] for u in node.users)
+            if any(self._order[u] > self._order[n] for u in node.users) and touched(value)
         ]
         for node in found:
             value = self.env[node]
@@ -99,7 +99,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors have memory in common."""
     if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr() or not a.numel():
         return False
-    if a.dtype != b.dtype:
+    if a.dtype != b.dtype or a.is_set_to(b):
         return True
     cells = torch.arange(a.untyped_storage().nbytes() // a.element_size())
     places = [cells.as_strided(t.shape, t.stride(), t.storage_offset()).flatten() for t in (a, b)]
