@@ -121,6 +121,8 @@ def leaves(value: Any, name: str = "output") -> dict[str, Tensor]:
     """The tensors of a nested result by name, in order: `output`, `output.scores.0`, ..."""
     if isinstance(value, Tensor):
         return {name: value.detach()}
+    if not isinstance(value, Mapping | tuple | list):  # a number or None that forward() returns
+        return {}
     items = value.items() if isinstance(value, Mapping) else enumerate(value)
     found: dict[str, Tensor] = {}
     for key, part in items:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fxquant
+from fxquant.cli.run import leaves
 from tests.cli.conftest import MODEL, Run
 
 
@@ -122,6 +123,13 @@ def test_run(engine: str, run: Run, net: Path, folder: Path, data: Path, tmp_pat
     assert done.code == 0 and done.json["outputs"][0]["shape"] == [16, 5]
     expected = fxquant.load(net).reference(torch.from_numpy(np.load(data)))
     assert np.array_equal(np.load(tmp_path / "y.npy"), expected.numpy())
+
+
+def test_results_are_named_by_their_place() -> None:
+    y, z = torch.zeros(2), torch.ones(3)
+    found = leaves({"scores": [y, None], "count": 3, "boxes": z})
+    assert found.keys() == {"output.scores.0", "output.boxes"}
+    assert leaves(y).keys() == {"output"}
 
 
 def test_run_on_raw_floats(run: Run, net: Path, data: Path, tmp_path: Path) -> None:
