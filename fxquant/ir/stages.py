@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import NoReturn
 
 from torch.fx import GraphModule, Node
 
@@ -55,13 +56,19 @@ def _check_annotation(node: Node, stage: Stage) -> None:
     definition = meta.opdef(node)
     if definition is None:
         _fail(node, stage, "has no integer form and no reason to stay in float")
-    elif definition.grid is Grid.SHARED:
+    bound = definition.bind(node)
+    for name in definition.operands:
+        operand = bound.get(name, ())
+        items = operand if isinstance(operand, tuple | list) else (operand,)
+        if not all(isinstance(item, Node) for item in items):
+            _fail(node, stage, f"reads {operand!r} as {name}, which must be a value of the graph")
+    if definition.grid is Grid.SHARED:
         own, shared = meta.quant(node), meta.quant(node.all_input_nodes[0])
         if own is None or shared is None or own.spec != shared.spec:
             _fail(node, stage, "must share the grid of its operand")
 
 
-def _fail(node: Node, stage: Stage, what: str) -> None:
+def _fail(node: Node, stage: Stage, what: str) -> NoReturn:
     raise StageError(
         f"{node.name} {what}",
         where=meta.place(node),

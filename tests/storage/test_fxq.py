@@ -215,6 +215,7 @@ HOSTILE = {
     "missing codes": _drop("body_weight"),
     "pool outside": _windows,
     "forward reference": _set("stem", args=[{"node": "head"}]),
+    "number for a value": lambda d, _: _node(d, "body")["args"].__setitem__(3, 3),
     "no bits": lambda d, _: next(n for n in d["nodes"] if "quant" in n)["quant"]["spec"].pop(
         "bits"
     ),
