@@ -32,14 +32,14 @@ def rows_of(x: Tensor, chosen: Tensor, samples: int) -> Tensor:
     """
     near = chosen.to(x.device)
     if len(x) != samples:
-        ends = [n * len(x) // samples for n in range(samples + 1)]
-        spans = [torch.arange(ends[n], ends[n + 1]) for n in chosen.tolist()]
+        rows = torch.arange(len(x))
+        spans = [span_of(rows, n, n + 1, samples) for n in chosen.tolist()]
         near = torch.cat(spans).to(x.device)
     if x.ndim == 4:
-        rows = x.permute(0, 2, 3, 1).index_select(0, near).permute(0, 3, 1, 2)
+        picked = x.permute(0, 2, 3, 1).index_select(0, near).permute(0, 3, 1, 2)
     else:
-        rows = x.index_select(0, near)
-    return rows.to(chosen.device)
+        picked = x.index_select(0, near)
+    return picked.to(chosen.device)
 
 
 class ActivationMemory:

@@ -26,6 +26,7 @@ from fxquant.ir.units import Unit
 from fxquant.numerics.types import QParams, QTensor, QuantSpec
 from fxquant.ops import OpDef
 from fxquant.ops.conv import linear
+from fxquant.solvers.activations import rows_of
 from fxquant.solvers.program import Program
 
 Chunks = Sequence[Sequence[Tensor]]  # chunks of samples, each a tuple of operands
@@ -172,6 +173,10 @@ class UnitProblem:
     samples: int
     batch: int | None = None
     report: Callable[[str], None] = _silent
+
+    def rows_of(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """Some samples of an input or a target, by their numbers."""
+        return rows_of(x, chosen, self.samples)
 
 
 @dataclass(frozen=True, slots=True)

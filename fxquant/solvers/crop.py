@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxquant.solvers.activations import rows_of
 from fxquant.solvers.base import UnitProblem
 
 _TOLERANCE = 1e-3  # relative: what differs more is the rim
@@ -85,8 +84,7 @@ def find_crop(problem: UnitProblem, size: int) -> Crop | None:
     place = ((height - size) // stride // 2, (width - size) // stride // 2)
     first = torch.arange(1)
     window = {
-        n: crop.of_input(rows_of(v, first, problem.samples), place)
-        for n, v in problem.float_inputs.items()
+        n: crop.of_input(problem.rows_of(v, first), place) for n, v in problem.float_inputs.items()
     }
     try:
         results = problem.program.run(window)

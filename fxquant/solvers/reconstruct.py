@@ -32,7 +32,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant.errors import ConfigError
-from fxquant.solvers.activations import rows_of
 from fxquant.solvers.augment import augmented
 from fxquant.solvers.base import Scope, UnitProblem, UnitSolution, UnitSolver
 from fxquant.solvers.crop import find_crop
@@ -195,11 +194,11 @@ class _Loop:
 
     def _batch(self, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Inputs and targets of a step."""
-        crop, total = self.crop, self.problem.samples
+        crop, rows_of = self.crop, self.problem.rows_of
         place = (0, 0) if crop is None else crop.draw(self.rng)
 
         def of_input(x: Tensor) -> Tensor:
-            return rows_of(x if crop is None else crop.of_input(x, place), rows, total)
+            return rows_of(x if crop is None else crop.of_input(x, place), rows)
 
         inputs: dict[str, Tensor] = {}
         for name, value in self.problem.quantized_inputs.items():
@@ -215,7 +214,7 @@ class _Loop:
                 targets = {name: crop.of_result(t) for name, t in targets.items()}
             return inputs, targets
         targets = {
-            name: rows_of(t if crop is None else crop.of_target(t, place), rows, total)
+            name: rows_of(t if crop is None else crop.of_target(t, place), rows)
             for name, t in self.problem.targets.items()
         }
         return inputs, targets
@@ -262,17 +261,15 @@ class _Loop:
         if len(self.held) == 0:
             return math.inf
         rng = torch.Generator().manual_seed(0)
-        total, count, samples = 0.0, 0, self.problem.samples
+        total, count, rows_of = 0.0, 0, self.problem.rows_of
         for rows in self.held.split(self.batch):
             if self.problem.batch is not None and len(rows) < self.problem.batch:
                 break
-            inputs = {
-                n: rows_of(v, rows, samples) for n, v in self.problem.quantized_inputs.items()
-            }
+            inputs = {n: rows_of(v, rows) for n, v in self.problem.quantized_inputs.items()}
             if self.augment:
                 inputs, targets = self._augmented(inputs, rng)
             else:
-                targets = {n: rows_of(t, rows, samples) for n, t in self.problem.targets.items()}
+                targets = {n: rows_of(t, rows) for n, t in self.problem.targets.items()}
             results = self.trainable.run(inputs, hard=True)
             total += float(self._distance(results, targets)) * len(rows)
             count += len(rows)

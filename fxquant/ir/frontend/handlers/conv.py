@@ -213,7 +213,7 @@ def inference_batch_norm(
     momentum: float, eps: float,
 ) -> Any:  # fmt: skip
     """aten::_native_batch_norm_legit_no_training returns a tuple; only its first is used."""
-    return (batch_norm(call, input, mean, var, weight, bias, False, momentum, eps),)
+    return native_batch_norm(call, input, weight, bias, mean, var, False, momentum, eps)
 
 
 def native_batch_norm(
