@@ -29,6 +29,7 @@ from benchmarks.costs import kernel_bytes, node_macs, step_macs
 from benchmarks.execution import Execution
 from benchmarks.models import input_shape, network, quantize
 from benchmarks.peak import Peak, peaks
+from benchmarks.tile_peak import tile_peaks
 from fxquant import targets
 from fxquant.targets import Target
 from tvm_backend import host_target
@@ -179,6 +180,8 @@ def measure(net: str, target: Target, rounds: int, threads: int) -> dict[str, An
         for name, mac in macs_of(target).items()
         if name in used
     }
+    if target.tiles is not None and target.tiles.name in used:
+        fastest[target.tiles.name] = tile_peaks(target, threads)
     execution.run()
     seconds = []
     peak: dict[str, list[float]] = {name: [] for name in fastest}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import re
 from functools import cache
@@ -53,7 +54,19 @@ def missing_features(target: Target) -> tuple[str, ...]:
     if not same_architecture(target):
         architecture = target.triple.split("-")[0]
         return (f"the {architecture} instruction set (this machine is {_machine()})",)
-    return tuple(flag for flag in target.requires if flag not in cpu_flags())
+    missing = tuple(flag for flag in target.requires if flag not in cpu_flags())
+    if not missing and "amx_tile" in target.requires and not _may_use_tiles():
+        return ("the operating system's permission to use AMX tiles",)
+    return missing
+
+
+@cache
+def _may_use_tiles() -> bool:
+    """Ask Linux for the tile registers, which a process may use once it is permitted."""
+    request, permit, tiles = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)
+    if platform.system() != "Linux":
+        return False
+    return ctypes.CDLL(None, use_errno=True).syscall(request, permit, tiles) == 0
 
 
 def host_target() -> Target:

@@ -1,4 +1,4 @@
-"""Target and MacIdiom: the two records that describe a device."""
+"""Target, MacIdiom and TileUnit: the records that describe a device."""
 
 from __future__ import annotations
 
@@ -47,6 +47,29 @@ class MacIdiom:
 
 
 @dataclass(frozen=True, slots=True)
+class TileUnit:
+    """A unit that multiplies matrices in registers of its own, the tiles.
+
+    One instruction adds `A [rows, depth] @ B [depth, lanes]` to an int32 tile `[rows, lanes]`: rows
+    are output pixels, lanes output channels. A has uint8 activations, B int8 weights, `reduction`
+    codes of each lane side by side as in the weight vectors of a `MacIdiom`.
+
+    Attributes:
+        name: Suffix of kernel names, and the name of the mirror file in `tvm_backend/macs/`.
+        rows: Rows of a tile at most.
+        lanes: Lanes of a tile.
+        depth: Codes in a row of A at most, a multiple of `reduction`.
+        reduction: Codes of a lane that lie side by side.
+    """
+
+    name: str
+    rows: int
+    lanes: int
+    depth: int
+    reduction: int
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """A device family.
 
@@ -62,6 +85,8 @@ class Target:
             prove exact, else `mac`. They have the lanes and the storage of `mac`.
         matrix: Idioms of several pixels, which dense layers take where the cost model finds them
             faster. They have the lanes and the storage of `mac`, too.
+        tiles: Its matrix unit, for dense layers where the cost model finds it faster. It has the
+            lanes and the reduction of `mac`.
     """
 
     name: str
@@ -73,6 +98,7 @@ class Target:
     compiler: str = ""
     chains: tuple[MacIdiom, ...] = ()
     matrix: tuple[MacIdiom, ...] = ()
+    tiles: TileUnit | None = None
 
     def __post_init__(self) -> None:
         if not self.name or self.vector_bits not in (32, 64, 128, 256, 512):
@@ -89,6 +115,15 @@ class Target:
                     why="idioms of one target share lanes and storage",
                     remedy="list idioms of the same lanes and storage: in `chains` those with a "
                     "chain, in `matrix` those of several pixels",
+                )
+
+        if self.tiles is not None:
+            alike = (self.tiles.lanes, self.tiles.reduction) == (self.mac.lanes, self.mac.reduction)
+            if not alike or self.mac.storage != "uint8":
+                raise TargetError(
+                    f"target {self.name!r} cannot use {self.tiles.name!r} beside {self.mac.name!r}",
+                    why="a matrix unit reads the weights and the uint8 activations of the idiom",
+                    remedy="use an idiom of the same lanes and reduction on uint8 activations",
                 )
 
     @property

@@ -1,8 +1,8 @@
-"""The MAC idioms: one row an instruction sequence; each has a mirror file in tvm_backend/macs/."""
+"""The MAC idioms and matrix units: one row each, and a mirror file in tvm_backend/macs/."""
 
 from dataclasses import replace
 
-from fxquant.targets.base import MacIdiom
+from fxquant.targets.base import MacIdiom, TileUnit
 
 VPDPBUSD_512 = MacIdiom("vpdpbusd_512", 16, 4, signed_activations=False, registers=32)
 VPDPBUSD_256 = MacIdiom("vpdpbusd_256", 8, 4, signed_activations=False, registers=16)
@@ -16,6 +16,7 @@ USMMLA = MacIdiom("usmmla", 4, 8, signed_activations=False, registers=32, pixels
 SMULL_SADALP = MacIdiom("smull_sadalp", 4, 2, signed_activations=True, registers=32)
 VMULL_VPADAL = MacIdiom("vmull_vpadal", 4, 2, signed_activations=True, registers=16)
 WIDEN = MacIdiom("widen", 4, 1, signed_activations=False, registers=16)
+TDPBUSD = TileUnit("tdpbusd", rows=16, lanes=16, depth=64, reduction=4)
 
 
 def _chains(like: MacIdiom, name: str, reduction: int, *steps: int) -> tuple[MacIdiom, ...]:
@@ -48,3 +49,5 @@ ALL = (
     *SMLAL_SADALP,
     *VMLAL_VPADAL,
 )
+
+UNITS = (TDPBUSD,)

@@ -1,4 +1,4 @@
-"""x86-64 with AVX2, AVX-VNNI, AVX-512 and AVX512-VNNI."""
+"""x86-64 with AVX2, AVX-VNNI, AVX-512, AVX512-VNNI and AMX."""
 
 from fxquant.targets.base import Target
 from fxquant.targets.idioms import (
@@ -6,6 +6,7 @@ from fxquant.targets.idioms import (
     PMADDUBSW_512,
     PMADDWD_256,
     PMADDWD_512,
+    TDPBUSD,
     VPDPBUSD_256,
     VPDPBUSD_512,
 )
@@ -16,6 +17,19 @@ X86_VNNI = Target(
     VPDPBUSD_512,
     512,
     requires=("avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+)
+# Tuned as its predecessors: for Sapphire Rapids LLVM prefers vectors of 256 bits.
+X86_AMX = Target(
+    "x86_amx",
+    (
+        ("mtriple", "x86_64-linux-gnu"),
+        ("mcpu", "cascadelake"),
+        ("mattr", ("+amx-tile", "+amx-int8")),
+    ),
+    VPDPBUSD_512,
+    512,
+    requires=(*X86_VNNI.requires, "amx_tile", "amx_int8"),
+    tiles=TDPBUSD,
 )
 X86_AVX512 = Target(
     "x86_avx512",

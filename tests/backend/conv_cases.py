@@ -17,6 +17,7 @@ from fxquant.targets import (
     CORTEX_A76,
     GENERIC,
     NEOVERSE_V1,
+    X86_AMX,
     X86_AVX2,
     X86_AVX512,
     X86_AVX_VNNI,
@@ -29,15 +30,13 @@ from tests.backend.kernel_harness import (
     run_kernel,
     to_storage,
 )
-from tvm_backend.emit.conv import conv2d_kernel
+from tvm_backend.emit.conv import Schedule, conv2d_kernel
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import Residual
 from tvm_backend.kernel import Abi, Kernel
 from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE, image
-from tvm_backend.schedule.tiles import Tile
-from tvm_backend.schedule.winograd import WinogradPlan
 
-HOST = [X86_VNNI, X86_AVX512, X86_AVX_VNNI, X86_AVX2, GENERIC]
+HOST = [X86_VNNI, X86_AMX, X86_AVX512, X86_AVX_VNNI, X86_AVX2, GENERIC]
 ARM = [CORTEX_A53, CORTEX_A76, NEOVERSE_V1, ARMV7_NEON]
 BOTH = [
     *HOST,
@@ -210,7 +209,7 @@ def check(
     *,
     residual: dict | None = None,
     abi: Abi = Abi.PACKED,
-    tile: Tile | WinogradPlan | None = None,
+    tile: Schedule | None = None,
     variant: int | None = None,
 ) -> Kernel:
     """Run the kernel of a case and compare every code and the halo with the reference.
@@ -221,7 +220,7 @@ def check(
         numbers: Operands.
         residual: Arguments of the residual.
         abi: Calling convention.
-        tile: Register tile.
+        tile: Register tile, or blocking of a kernel of another kind.
         variant: Position of a schedule among the kernel's, to take instead of the default.
     """
     second = None

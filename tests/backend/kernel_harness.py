@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from fxquant.targets import Target
+from tvm_backend.devices import missing_features
 from tvm_backend.kernel import Abi, Kernel
 from tvm_backend.layout import Flat, Image, Storage, code_offset
 from tvm_backend.tvm_api import PASS_CONFIG, s_tir, tirx, tvm
@@ -94,8 +95,7 @@ def require(target: Target) -> None:
             if shutil.which(tool) is None:
                 pytest.skip(f"{tool} is not installed")
         return
-    flags = set(Path("/proc/cpuinfo").read_text().split())
-    missing = [flag for flag in target.requires if flag not in flags]
+    missing = missing_features(target)
     if missing:
         pytest.skip(f"host lacks {', '.join(missing)}")
 

@@ -24,7 +24,8 @@ from tests.backend.kernel_harness import require
 from tvm_backend.tvm_api import last_line, relax, tvm
 
 HOSTS = (
-    targets.X86_VNNI, targets.X86_AVX512, targets.X86_AVX_VNNI, targets.X86_AVX2, targets.GENERIC,
+    targets.X86_VNNI, targets.X86_AMX, targets.X86_AVX512, targets.X86_AVX_VNNI, targets.X86_AVX2,
+    targets.GENERIC,
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from fxquant.targets import (
     CORTEX_A76,
     GENERIC,
     NEOVERSE_V1,
+    X86_AMX,
     X86_AVX2,
     X86_AVX512,
     X86_AVX_VNNI,
@@ -23,7 +24,7 @@ from fxquant.targets import (
 from tests.backend.kernel_harness import run_kernel
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Flat
-from tvm_backend.macs import MACS, Mac, mac_of, wide_mac_of
+from tvm_backend.macs import MACS, Mac, mac_of, tdpbusd, wide_mac_of
 from tvm_backend.macs.chain import ELEMENTS, chain_is_exact
 from tvm_backend.macs.pixels import load_group, rows, spread
 from tvm_backend.macs.vector import load, store
@@ -113,6 +114,39 @@ def _check_all(target: Target) -> None:
 @pytest.mark.parametrize("target", [X86_VNNI, X86_AVX512, X86_AVX_VNNI, X86_AVX2, GENERIC], ids=str)
 def test_host_mac_equals_description(target: Target) -> None:
     _check_all(target)
+
+
+@pytest.mark.parametrize(("rows", "depth"), [(16, 64), (7, 4), (1, 36)])
+def test_matrix_tiles_equal_their_description(rows: int, depth: int) -> None:
+    unit = X86_AMX.tiles
+    assert unit is tdpbusd.UNIT
+    rng = np.random.default_rng(rows)
+    x = rng.integers(0, 256, (rows, depth + 8), np.uint8)  # rows lie apart
+    w = rng.integers(-128, 128, (depth // unit.reduction, unit.lanes, unit.reduction), np.int8)
+    start = rng.integers(-(2**31), 2**31, unit.lanes, np.int64).astype(np.int32)
+    size = rows * unit.lanes
+    params = [
+        Param("x", (x.size,), "uint8"), Param("w", (w.size,), "int8"),
+        Param("start", (unit.lanes,), "int32"), Param("tiles", (64,), "uint8"),
+        Param("y", (size,), "int32"),
+    ]  # fmt: skip
+
+    def build(abi: Abi) -> object:
+        with prim_func("tiles", params, abi) as (built, p), tdpbusd.configured(p["tiles"]):
+            tdpbusd.load(3, p["start"], 0, 0)  # the same row again and again
+            tdpbusd.load(5, p["x"], 0, depth + 8)
+            tdpbusd.load(6, p["w"], 0, tdpbusd.ROW_BYTES)
+            tdpbusd.multiply_accumulate(3, 5, 6)
+            tdpbusd.store(3, p["y"], 0, tdpbusd.ROW_BYTES)
+        return built.func
+
+    storages = [Flat(p.shape, p.dtype) for p in params]
+    constants = (w.reshape(-1), start, tdpbusd.configuration(rows, depth))
+    kernel = Kernel("tiles", build, (storages[0],), constants, storages[-1])
+    got = run_kernel(kernel, X86_AMX, x.reshape(-1)).reshape(rows, -1)
+    wide = w.astype(np.int64).transpose(0, 2, 1).reshape(depth, unit.lanes)
+    expected = x[:, :depth].astype(np.int64) @ wide + start
+    assert (got == expected.astype(np.int32)).all()  # modulo 2^32
 
 
 @pytest.mark.qemu

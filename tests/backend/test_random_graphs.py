@@ -17,6 +17,7 @@ from fxquant.targets import (
     CORTEX_A55,
     GENERIC,
     NEOVERSE_V1,
+    X86_AMX,
     X86_AVX2,
     X86_AVX512,
     X86_AVX_VNNI,
@@ -32,7 +33,7 @@ tvm_backend = pytest.importorskip("tvm_backend")
 if not hasattr(tvm_backend, "compile"):
     pytest.skip("tvm_backend.compile is not part of this build", allow_module_level=True)
 
-HOSTS = (X86_VNNI, X86_AVX512, X86_AVX_VNNI, X86_AVX2, GENERIC)
+HOSTS = (X86_VNNI, X86_AMX, X86_AVX512, X86_AVX_VNNI, X86_AVX2, GENERIC)
 FOREIGN = (CORTEX_A53, CORTEX_A55, NEOVERSE_V1, ARMV7_NEON)
 FEW = settings(max_examples=5, suppress_health_check=list(HealthCheck))
 

@@ -14,9 +14,10 @@ from benchmarks.costs import kernel_bytes, node_macs, step_macs
 from benchmarks.execution import Execution
 from benchmarks.kernels import Layer, by_kind, kind, layers, table
 from benchmarks.peak import peaks, tiles
+from benchmarks.tile_peak import tile_peaks
 from fxquant import targets
 from fxquant.targets import idioms
-from tests.backend.kernel_harness import from_storage
+from tests.backend.kernel_harness import from_storage, require
 from tvm_backend import host_target
 from tvm_backend.devices import missing_features
 from tvm_backend.lower import lower
@@ -99,6 +100,14 @@ def test_kinds_of_kernels() -> None:
 def test_peak_tiles_fit_the_registers(idiom: targets.MacIdiom) -> None:
     found = tiles(idiom)
     assert found and all(p * v + v < idiom.registers for p, v in found)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_matrix_tiles_have_a_peak(threads: int) -> None:
+    require(targets.X86_AMX)
+    [peak] = tile_peaks(targets.X86_AMX, threads)
+    assert peak.macs == threads * 128 * 4 * 4 * 16 * 16 * 64
+    assert kernels.best_peak([peak], calls=1) > 0
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -1,4 +1,4 @@
-"""Convolution kernels: implicit matrix product, Winograd or depthwise, by the cost model."""
+"""Convolution kernels: matrix product, matrix tiles, Winograd or depthwise, by the cost model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxquant.targets import Target
+from tvm_backend.emit.conv_amx import amx_alternatives, amx_kernel
 from tvm_backend.emit.conv_gemm import gemm_kernel
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.conv_stage import conv_macs, requantize_stage
@@ -15,8 +16,11 @@ from tvm_backend.emit.depthwise import covers, depthwise_kernel
 from tvm_backend.emit.epilogue import Accumulate, OutputStage
 from tvm_backend.kernel import Kernel
 from tvm_backend.macs import Mac
+from tvm_backend.schedule.amx import AmxPlan
 from tvm_backend.schedule.tiles import Tile
 from tvm_backend.schedule.winograd import WinogradPlan
+
+Schedule = Tile | WinogradPlan | AmxPlan
 
 
 def conv2d_kernel(
@@ -27,7 +31,7 @@ def conv2d_kernel(
     multiplier: np.ndarray,
     shift: np.ndarray,
     target: Target,
-    tile: Tile | WinogradPlan | None = None,
+    tile: Schedule | None = None,
     winograd: bool = True,
 ) -> Kernel:
     """`reference.conv2d`: inputs x[, residual], output codes.
@@ -39,7 +43,8 @@ def conv2d_kernel(
         multiplier: int16 or int32 `[O]`.
         shift: int8 `[O]`.
         target: Device.
-        tile: Register tile, or blocking of a Winograd kernel; by default the cost model's choice.
+        tile: Register tile, or blocking of a kernel of another kind; by default the cost model's
+            choice.
         winograd: Whether the cost model may choose a Winograd kernel.
     """
     macs = conv_macs(problem, np.asarray(weight), bias, target)
@@ -54,7 +59,7 @@ def conv2d_accumulate_kernel(
     weight: np.ndarray,
     bias: np.ndarray,
     target: Target,
-    tile: Tile | WinogradPlan | None = None,
+    tile: Schedule | None = None,
     winograd: bool = True,
 ) -> Kernel:
     """`reference.conv2d_accumulate`: input x, output accumulators; arguments as `conv2d_kernel`."""
@@ -70,14 +75,16 @@ def _kernel(
     bias: np.ndarray,
     macs: Sequence[Mac],
     target: Target,
-    tile: Tile | WinogradPlan | None,
+    tile: Schedule | None,
     winograd: bool,
 ) -> Kernel:
     if isinstance(tile, WinogradPlan):
         return winograd_kernel(problem, stage, weight, bias, target, tile)
+    if isinstance(tile, AmxPlan):
+        return amx_kernel("conv2d", problem, stage, weight, bias, target, tile)
     if covers(problem, macs[0]):
         return depthwise_kernel(problem, stage, weight, bias, macs, tile)
-    others = ()
+    others = amx_alternatives("conv2d", problem, stage, weight, bias, target)
     if winograd:
-        others = winograd_alternatives(problem, stage, weight, bias, target)
+        others += winograd_alternatives(problem, stage, weight, bias, target)
     return gemm_kernel("conv2d", problem, stage, weight, bias, macs, tile, others)

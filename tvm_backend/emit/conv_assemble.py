@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fxquant.targets import MacIdiom
+from fxquant.targets import MacIdiom, TileUnit
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputStage, pad_channels
 from tvm_backend.emit.naming import SHORT
@@ -28,7 +28,7 @@ def kernel_name(
     problem: ConvProblem,
     stage: OutputStage,
     tile: object,
-    idiom: MacIdiom,
+    idiom: MacIdiom | TileUnit,
     suffix: str = "",
     weight_bits: int = 8,
 ) -> str:

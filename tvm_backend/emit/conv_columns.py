@@ -21,23 +21,40 @@ def columns_as_channels(
 ) -> tuple[ConvProblem, np.ndarray]:
     """The same convolution with a kernel one column wide, where that helps an idiom.
 
-    The source is a view whose pixels overlap: `kw * channels` elements, `channels` apart. Stored
-    channels beyond the last one have weights of zero.
-
     Args:
         problem: The convolution.
         weight: int8 `[O, C, KH, KW]`.
         mac: Idioms that hold several steps of activations in a register gain by it.
 
     Returns:
-        Problem and weight `[O, KW * channels, KH, 1]`; those given where the pixels are large or
-        a kernel row is no single run.
+        As `one_column_wide`; those given where the pixels are large or a kernel row is no single
+        run.
+    """
+    small = problem.source.channels < mac.idiom.reduction * mac.unroll
+    if small and has_single_runs(problem) and holds_activations(mac.idiom):
+        return one_column_wide(problem, weight)
+    return problem, weight
+
+
+def has_single_runs(problem: ConvProblem) -> bool:
+    """Whether a row of the kernel, of several columns, is one run of memory."""
+    return problem.groups == 1 and problem.dilation[1] == 1 < problem.kernel[1]
+
+
+def one_column_wide(problem: ConvProblem, weight: np.ndarray) -> tuple[ConvProblem, np.ndarray]:
+    """The same convolution with a kernel one column wide.
+
+    The source is a view whose pixels overlap: `kw * channels` elements, `channels` apart. Stored
+    channels beyond the last one have weights of zero.
+
+    Args:
+        problem: A convolution that `has_single_runs`.
+        weight: int8 `[O, C, KH, KW]`.
+
+    Returns:
+        Problem and weight `[O, KW * channels, KH, 1]`.
     """
     source, (kh, kw) = problem.source, problem.kernel
-    small = source.channels < mac.idiom.reduction * mac.unroll
-    single_run = problem.groups == 1 and problem.dilation[1] == 1 < kw
-    if not (small and single_run and holds_activations(mac.idiom)):
-        return problem, weight
     top, bottom, left, right = source.halo
     # Windows start in the first `w - kw + 1` columns (and the padding); rows keep their stride.
     view = replace(

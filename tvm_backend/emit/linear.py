@@ -6,19 +6,23 @@ once, and each weight is read exactly once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from fxquant.errors import UnsupportedError
 from fxquant.targets import Target
+from tvm_backend.emit.conv_amx import amx_alternatives, amx_kernel
 from tvm_backend.emit.conv_gemm import gemm_kernel
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.conv_stage import conv_macs, requantize_stage
 from tvm_backend.emit.conv_weights import WeightForm
-from tvm_backend.emit.epilogue import Accumulate, OutputGrid
+from tvm_backend.emit.epilogue import Accumulate, OutputGrid, OutputStage
 from tvm_backend.kernel import Kernel
 from tvm_backend.layout import NO_HALO, Image
+from tvm_backend.macs import Mac
+from tvm_backend.schedule.amx import AmxPlan
 from tvm_backend.schedule.tiles import Tile
 
 
@@ -33,7 +37,7 @@ def linear_kernel(
     multiplier: np.ndarray,
     shift: np.ndarray,
     target: Target,
-    tile: Tile | None = None,
+    tile: Tile | AmxPlan | None = None,
     form: WeightForm | None = None,
     input_qmax: int = 255,
 ) -> Kernel:
@@ -49,7 +53,7 @@ def linear_kernel(
         multiplier: int16 or int32 `[O]`.
         shift: int8 `[O]`.
         target: Device.
-        tile: Register tile; by default chosen by the cost model.
+        tile: Register tile, or blocking on matrix tiles; by default chosen by the cost model.
         form: How weights lie in memory; by default chosen by the cost model.
         input_qmax: Largest input code.
     """
@@ -61,8 +65,10 @@ def linear_kernel(
     codes = _as_kernel(weight)
     macs = conv_macs(problem, codes, bias, target)
     stage = requantize_stage(problem, macs[0], multiplier, shift, target)
-    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile, form=form)
-    return replace(kernel, inputs=(source,), output=output)
+    return replace(
+        _kernel(problem, stage, codes, bias, macs, target, tile, form),
+        inputs=(source,), output=output,
+    )  # fmt: skip
 
 
 def linear_accumulate_kernel(
@@ -73,7 +79,7 @@ def linear_accumulate_kernel(
     weight: np.ndarray,
     bias: np.ndarray,
     target: Target,
-    tile: Tile | None = None,
+    tile: Tile | AmxPlan | None = None,
     form: WeightForm | None = None,
     input_qmax: int = 255,
 ) -> Kernel:
@@ -84,8 +90,26 @@ def linear_accumulate_kernel(
     )
     macs = conv_macs(problem, codes, bias, target)
     stage = Accumulate(rows, macs[0].idiom)
-    kernel = gemm_kernel("linear", problem, stage, codes, bias, macs, tile, form=form)
-    return replace(kernel, inputs=(source,), output=output)
+    return replace(
+        _kernel(problem, stage, codes, bias, macs, target, tile, form),
+        inputs=(source,), output=output,
+    )  # fmt: skip
+
+
+def _kernel(
+    problem: ConvProblem,
+    stage: OutputStage,
+    codes: np.ndarray,
+    bias: np.ndarray,
+    macs: Sequence[Mac],
+    target: Target,
+    tile: Tile | AmxPlan | None,
+    form: WeightForm | None,
+) -> Kernel:
+    if isinstance(tile, AmxPlan):
+        return amx_kernel("linear", problem, stage, codes, bias, target, tile)
+    others = amx_alternatives("linear", problem, stage, codes, bias, target) if form is None else ()
+    return gemm_kernel("linear", problem, stage, codes, bias, macs, tile, others, form)
 
 
 def _as_kernel(weight: np.ndarray) -> np.ndarray:

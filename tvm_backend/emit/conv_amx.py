@@ -1,0 +1,316 @@
+"""Dense convolution (and linear layers) on the matrix tiles of AMX.
+
+A tile of activations is read where it lies: its rows are windows at equal distances, its columns up
+to 64 codes of them. Sums start at the bias, a row repeated, and pass through a buffer on the stack
+to the output stage, the same as of all convolutions.
+
+    for each block of pixels and output channels (`schedule/amx.py`):
+        for some tiles of activations and some vectors of channels, whose sums are kept in tiles:
+            for kernel positions and chunks of input channels: load, multiply
+            store the sums
+        finish every pixel of the block
+
+Blocks have one shape: the last ones start earlier and leave out what is finished already.
+Weights lie `[block][group of vectors][kernel position][chunk][vector]`, tile after tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fxquant.numerics.width import WIDTH_8
+from fxquant.targets import Target, TileUnit
+from tvm_backend.emit.conv_assemble import assemble, fold_zero_point, kernel_name
+from tvm_backend.emit.conv_columns import has_single_runs, one_column_wide
+from tvm_backend.emit.conv_loops import divmod_index
+from tvm_backend.emit.conv_pack import (
+    ChannelBlocks,
+    Reduction,
+    channel_blocks,
+    slot_channels,
+    slot_codes,
+)
+from tvm_backend.emit.conv_problem import ConvProblem
+from tvm_backend.emit.epilogue import OutputStage
+from tvm_backend.emit.variants import Alternative
+from tvm_backend.kernel import Abi, Kernel, Variant, outer_loop
+from tvm_backend.layout import code_width
+from tvm_backend.macs import mac_of, tdpbusd
+from tvm_backend.macs.vector import load, loop
+from tvm_backend.schedule.amx import AmxLayer, AmxPlan, plan_amx
+from tvm_backend.schedule.tiles import SPREAD_ROWS, Span, split
+from tvm_backend.tvm_api import IN_REGISTERS, T
+
+_TRIED = 24  # blockings worth trying, of hundreds
+
+
+def amx_alternatives(
+    operator: str,
+    problem: ConvProblem,
+    stage: OutputStage,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    target: Target,
+) -> tuple[Alternative, ...]:
+    """The kernels of the best blockings, if the target has tiles; arguments as `amx_kernel`."""
+    layer = amx_layer(problem, weight, target)
+    if layer is None:
+        return ()
+    return tuple(
+        Alternative(
+            layer.unit.name,
+            plan.cycles,
+            Variant(
+                f"{plan}__{layer.unit.name}",
+                partial(amx_kernel, operator, problem, stage, weight, bias, target, plan),
+            ),
+        )
+        for plan in plan_amx(layer)[:_TRIED]
+    )
+
+
+def amx_layer(problem: ConvProblem, weight: np.ndarray, target: Target) -> AmxLayer | None:
+    """What the cost model needs, or None for what tiles cannot do."""
+    if target.tiles is None or problem.groups > 1:
+        return None
+    if code_width(problem.source.dtype) is not WIDTH_8:
+        return None
+    plain = _layer(problem, target, target.tiles)
+    if not has_single_runs(problem):
+        return plain
+    joined = _layer(one_column_wide(problem, weight)[0], target, target.tiles)
+    fewer = joined.taps * joined.chunks < plain.taps * plain.chunks
+    return joined if fewer else plain
+
+
+def _layer(problem: ConvProblem, target: Target, unit: TileUnit) -> AmxLayer:
+    source, output, (sh, sw) = problem.source, problem.output, problem.stride
+    pitch, rest = divmod(sh * source.cols, sw)
+    least = -(-source.c // unit.reduction)
+    most = max(least, source.channels // unit.reduction)  # padding channels have zero weights
+    layers = [
+        AmxLayer(
+            output.n, output.h, output.w, 0 if rest else pitch, -(-output.c // unit.lanes),
+            problem.taps, steps, target.mac, unit,
+        )
+        for steps in range(least, most + 1)
+    ]  # fmt: skip
+    return min(layers, key=lambda layer: layer.chunks)
+
+
+def amx_kernel(
+    operator: str,
+    problem: ConvProblem,
+    stage: OutputStage,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    target: Target,
+    plan: AmxPlan,
+) -> Kernel:
+    """The kernel of a convolution of one group with 8-bit input.
+
+    Args:
+        operator: Operator in the kernel's name.
+        problem: Storages and geometry.
+        stage: What happens to the accumulators.
+        weight: int8 `[O, C, KH, KW]`.
+        bias: `[O]`.
+        target: A device with tiles.
+        plan: The blocking.
+    """
+    stored, layer = problem, amx_layer(problem, weight, target)
+    assert layer is not None
+    if layer.taps < problem.taps:
+        problem, weight = one_column_wide(problem, weight)
+    lanes = layer.unit.lanes
+    blocks = channel_blocks(layer.vectors, plan.vectors, stage)
+    reduction = Reduction(np.zeros(layer.vectors, np.int64), layer.steps)
+    channels = slot_channels(blocks, stage, lanes)
+    codes = slot_codes(problem, weight, channels, reduction, mac_of(target.mac))
+    folded = fold_zero_point(problem, weight, bias, layer.vectors * lanes)
+    constants = [
+        ("weights", _packed(codes, blocks.spans, layer, plan)),
+        ("tiles", tdpbusd.configuration(plan.size, layer.depth)),
+        *stage.constants(folded, blocks.all_chunks()),
+    ]
+    emitter = _AmxEmitter(problem, stage, layer, plan, blocks)
+    name = kernel_name(f"{operator}_tiles", stored, stage, plan, layer.unit)
+    return assemble(name, stored, stage, constants, emitter.emit)
+
+
+def _packed(codes: np.ndarray, spans: Sequence[Span], layer: AmxLayer, plan: AmxPlan) -> np.ndarray:
+    """`[vectors, lanes, channels, taps]` -> `[group][taps][chunk][vector][step][lane][code]`."""
+    per_step, parts = layer.unit.reduction, []
+    for span in spans:
+        for block in range(span.count):
+            for group in split(span.step, plan.kept[1]):
+                for index in range(group.count):
+                    first = span.first + block * span.step + group.first + index * group.step
+                    part = codes[first : first + group.step]
+                    shape = (group.step, len(part[0]), layer.chunks, -1, per_step, layer.taps)
+                    parts.append(part.reshape(shape).transpose(5, 2, 0, 3, 1, 4).reshape(-1))
+    return np.concatenate(parts)
+
+
+class _AmxEmitter:
+    """Emits the loops of one kernel; holds what they share."""
+
+    def __init__(
+        self,
+        problem: ConvProblem,
+        stage: OutputStage,
+        layer: AmxLayer,
+        plan: AmxPlan,
+        blocks: ChannelBlocks,
+    ) -> None:
+        self.problem, self.stage, self.layer, self.plan = problem, stage, layer, plan
+        self.blocks, self.lanes = blocks, layer.unit.lanes
+        self.starts = plan.starts(layer.pitch)
+        self.positions = plan.positions(layer.pitch)
+        self.down = -(-layer.rows // plan.rows)
+        self.across = -(-layer.cols // plan.cols)
+        self.tile_bytes = layer.depth * layer.unit.lanes  # of weights
+
+    def emit(self, buffers: dict[str, Any], abi: Abi) -> None:
+        """All blocks; threads share rows of blocks, or channels and, if these are few, both."""
+        images, spans = self.layer.images, self.blocks.spans
+        if self.plan.pixels_first:
+            with outer_loop(images * self.down, abi) as index, self._ready(buffers) as sums:
+                n, i = divmod_index(index, images, self.down)
+                with loop(self.across) as j:
+                    for span in spans:
+                        with loop(span.count) as block:
+                            self._block(buffers, sums, n, i, j, span, block)
+            return
+        for span in spans:
+            shared = self.down if span.count < SPREAD_ROWS else 1
+            with (
+                outer_loop(images * span.count * shared, abi) as index,
+                self._ready(buffers) as sums,
+            ):
+                n, rest = divmod_index(index, images, span.count * shared)
+                block, row = divmod_index(rest, span.count, shared)
+                with loop(self.down // shared) as i, loop(self.across) as j:
+                    self._block(buffers, sums, n, row + i, j, span, block)
+
+    @contextmanager
+    def _ready(self, buffers: dict[str, Any]) -> Iterator[Any]:
+        """Tiles of this thread in shape, and its buffer of sums `[positions][vectors][lanes]`."""
+        size = self.positions * self.plan.vectors * self.lanes
+        with tdpbusd.configured(buffers["tiles"]):
+            yield T.alloc_buffer((size,), "int32", annotations=IN_REGISTERS)
+
+    def _block(
+        self, buffers: dict[str, Any], sums: Any, n: Any, i: Any, j: Any, span: Span, block: Any
+    ) -> None:
+        """Row i and column j of blocks, of a block of channels."""
+        problem, plan, layer = self.problem, self.plan, self.layer
+        h, above = _overlapping(i, plan.rows, layer.rows)
+        w, before = _overlapping(j, plan.cols, layer.cols)
+        row = h * problem.stride[0] - problem.padding[0]
+        col = w * problem.stride[1] - problem.padding[2]
+        origin = T.Bind(problem.source.offset(n, row, col, 0))
+        vector = T.Bind(span.first + block * span.step)
+        for group in split(span.step, plan.kept[1]):
+            for across in range(group.count):
+                first = group.first + across * group.step
+                for start in range(0, plan.tiles, plan.kept[0]):
+                    starts = self.starts[start : start + plan.kept[0]]
+                    self._region(
+                        buffers, sums, origin, vector + first, span.step, first, group.step, starts
+                    )
+        slot = T.Bind(vector * self.lanes)
+        with _from(above, plan.rows) as r, _from(before, plan.cols) as c:
+            at = T.Bind((r * layer.pitch + c) * (span.step * self.lanes))
+            for first, count in self.blocks.chunks_of(span.step):
+                accs = [
+                    T.Bind(load(sums, at + (first + v) * self.lanes, self.lanes))
+                    for v in range(count)
+                ]
+                self.stage.finish(buffers, accs, slot + first * self.lanes, (n, h + r, w + c))
+
+    def _region(
+        self, buffers: dict[str, Any], sums: Any, origin: Any, vector: Any, stored: int,
+        column: int, vectors: int, starts: Sequence[int],
+    ) -> None:  # fmt: skip
+        """Sums of some tiles of activations and some vectors.
+
+        Args:
+            buffers: Parameters.
+            sums: Where the sums go.
+            origin: First element of the block's first window.
+            vector: First vector of channels.
+            stored: Vectors of the buffer.
+            column: Place of the first vector there.
+            vectors: How many.
+            starts: First position of each tile.
+        """
+        problem, layer, lanes = self.problem, self.layer, self.lanes
+        (kh, kw), (dh, dw) = problem.kernel, problem.dilation
+        distance = problem.stride[1] * problem.source.channels
+        kept = [[m * vectors + v for v in range(vectors)] for m in range(len(starts))]
+        for m in range(len(starts)):
+            for v in range(vectors):
+                tdpbusd.load(kept[m][v], buffers["bias"], (vector + v) * lanes, 0)
+        weights = T.Bind(vector * (layer.taps * layer.chunks * self.tile_bytes))
+        with loop(kh) as row, loop(kw) as col, loop(layer.chunks) as chunk:
+            x = origin + row * (dh * problem.source.row_stride)
+            x = T.Bind(x + col * (dw * problem.source.channels) + chunk * layer.depth)
+            step = (row * kw + col) * layer.chunks + chunk
+            w = T.Bind(weights + step * (vectors * self.tile_bytes))
+            self._products(buffers, x, w, distance, starts, kept)
+        for m, start in enumerate(starts):
+            for v in range(vectors):
+                at = (start * stored + column + v) * lanes
+                tdpbusd.store(kept[m][v], sums, at, stored * tdpbusd.ROW_BYTES)
+
+    def _products(
+        self, buffers: dict[str, Any], x: Any, w: Any, distance: int, starts: Sequence[int],
+        kept: Sequence[Sequence[int]],
+    ) -> None:  # fmt: skip
+        """One chunk: whatever is fewer, tiles of activations or of weights, stays loaded."""
+
+        def load_pixels(m: int) -> int:
+            tile = tdpbusd.ACTIVATIONS[m % 2]
+            tdpbusd.load(tile, buffers["x"], x + starts[m] * distance, distance)
+            return tile
+
+        def load_weights(v: int) -> int:
+            tile = tdpbusd.WEIGHTS[v % 2]
+            tdpbusd.load(tile, buffers["weights"], w + v * self.tile_bytes, tdpbusd.ROW_BYTES)
+            return tile
+
+        if len(starts) <= len(tdpbusd.ACTIVATIONS):
+            pixels = [load_pixels(m) for m in range(len(starts))]
+            for v in range(len(kept[0])):
+                codes = load_weights(v)
+                for m, tile in enumerate(pixels):
+                    tdpbusd.multiply_accumulate(kept[m][v], tile, codes)
+            return
+        codes = load_weights(0)
+        for m in range(len(starts)):
+            tdpbusd.multiply_accumulate(kept[m][0], load_pixels(m), codes)
+
+
+def _overlapping(index: Any, step: int, extent: int) -> tuple[Any, Any]:
+    """Start of a block inside `extent`, and how much of it belongs to the one before."""
+    if extent % step == 0:
+        return T.Bind(index * step) if extent > step else 0, 0
+    start = T.Bind(T.min(index * step, extent - step))
+    return start, T.Bind(index * step - start)
+
+
+@contextmanager
+def _from(first: Any, extent: int) -> Iterator[Any]:
+    """A serial loop from `first` to `extent`."""
+    if isinstance(first, int) and first == 0:
+        with loop(extent) as index:
+            yield index
+    else:
+        with T.serial(extent - first) as index:
+            yield first + index
