@@ -48,7 +48,7 @@ def _kinds(case: Case) -> list[AmxPlan]:
     """The best plan of every kind."""
     found: dict[tuple, AmxPlan] = {}
     for plan in plan_amx(_layer(case)):
-        kind = (plan.rows > 1, plan.rows * plan.cols, plan.tall, plan.vectors)
+        kind = (plan.rows > 1, plan.joined, plan.tiles, plan.tall, plan.vectors)
         found.setdefault(kind, plan)
     return list(found.values())
 
@@ -155,7 +155,7 @@ def test_a_network_on_several_threads_equals_the_simulator() -> None:
 def test_chunks_are_equal_parts_inside_the_pixel() -> None:
     layers = {case.name: _layer(case) for case in DENSE}
     assert (layers["two_chunks"].chunks, layers["two_chunks"].depth) == (4, 60)  # of 3 columns
-    assert (layers["padded_steps"].chunks, layers["padded_steps"].depth) == (2, 40)
+    assert (layers["padded_steps"].chunks, layers["padded_steps"].depth) == (2, 36)
     assert (layers["stem"].taps, layers["stem"].depth) == (7, 28)  # kernel columns are channels
     assert layers["small_channels"].taps == 3
     for case in DENSE:
@@ -167,9 +167,10 @@ def test_blocks_cover_the_output_and_fit_their_tiles() -> None:
     for case in DENSE:
         layer = _layer(case)
         for plan in plan_amx(layer):
-            positions = plan.positions(layer.pitch)
-            starts = plan.starts(layer.pitch)
-            assert starts[0] == 0 and starts[-1] + plan.size == positions
+            windows, places = plan.windows(layer.pitch), plan.places(layer.pitch)
+            assert len(places) == plan.runs * plan.tiles and places[-1][0] == plan.runs - 1
+            starts = [start for run, start in places if run == 0]
+            assert starts[0] == 0 and starts[-1] + plan.size == windows
             assert all(b - a <= plan.size for a, b in pairwise(starts))
             assert plan.size <= 16 and plan.kept[0] * plan.kept[1] <= len(tdpbusd.SUMS)
 

@@ -35,17 +35,19 @@ from tvm_backend.emit.conv_pack import (
     slot_channels,
     slot_codes,
 )
+from tvm_backend.emit.conv_prefetch import LINE, SECOND_LEVEL, share
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputStage
 from tvm_backend.emit.variants import Alternative
 from tvm_backend.kernel import Abi, Kernel, Variant, outer_loop
 from tvm_backend.layout import code_width
 from tvm_backend.macs import mac_of, tdpbusd
-from tvm_backend.macs.vector import load, loop
-from tvm_backend.schedule.amx import AmxLayer, AmxPlan, plan_amx
+from tvm_backend.macs.vector import load, loop, prefetch
+from tvm_backend.schedule.amx import SMALL_WEIGHTS, AmxLayer, AmxPlan, plan_amx
 from tvm_backend.schedule.tiles import SPREAD_ROWS, Span, split
 from tvm_backend.tvm_api import IN_REGISTERS, T
 
+_AHEAD = 1 << 14  # bytes from weights to those asked for with them, where blocks have one share
 _TRIED = 24  # blockings worth trying, of hundreds
 
 
@@ -80,23 +82,23 @@ def amx_layer(problem: ConvProblem, weight: np.ndarray, target: Target) -> AmxLa
         return None
     if code_width(problem.source.dtype) is not WIDTH_8:
         return None
-    plain = _layer(problem, target, target.tiles)
+    plain = _layer(problem, target.tiles)
     if not has_single_runs(problem):
         return plain
-    joined = _layer(one_column_wide(problem, weight)[0], target, target.tiles)
+    joined = _layer(one_column_wide(problem, weight)[0], target.tiles)
     fewer = joined.taps * joined.chunks < plain.taps * plain.chunks
     return joined if fewer else plain
 
 
-def _layer(problem: ConvProblem, target: Target, unit: TileUnit) -> AmxLayer:
+def _layer(problem: ConvProblem, unit: TileUnit) -> AmxLayer:
     source, output, (sh, sw) = problem.source, problem.output, problem.stride
     pitch, rest = divmod(sh * source.cols, sw)
     least = -(-source.c // unit.reduction)
     most = max(least, source.channels // unit.reduction)  # padding channels have zero weights
     layers = [
         AmxLayer(
-            output.n, output.h, output.w, 0 if rest else pitch, -(-output.c // unit.lanes),
-            problem.taps, steps, target.mac, unit,
+            output.n, output.h, output.w, 0 if rest else pitch, sh * source.row_stride,
+            -(-output.c // unit.lanes), problem.taps, steps, unit,
         )
         for steps in range(least, most + 1)
     ]  # fmt: skip
@@ -170,10 +172,13 @@ class _AmxEmitter:
     ) -> None:
         self.problem, self.stage, self.layer, self.plan = problem, stage, layer, plan
         self.blocks, self.lanes = blocks, layer.unit.lanes
-        self.starts = plan.starts(layer.pitch)
-        self.positions = plan.positions(layer.pitch)
+        self.places = plan.places(layer.pitch)
+        self.line = plan.line(layer.pitch)
+        self.windows = plan.runs * plan.windows(layer.pitch)
         self.down = -(-layer.rows // plan.rows)
         self.across = -(-layer.cols // plan.cols)
+        large = layer.vectors * layer.weight_bytes > SMALL_WEIGHTS
+        self.streamed = large and not plan.pixels_first
         self.tile_bytes = layer.depth * layer.unit.lanes  # of weights
 
     def emit(self, buffers: dict[str, Any], abi: Abi) -> None:
@@ -200,8 +205,8 @@ class _AmxEmitter:
 
     @contextmanager
     def _ready(self, buffers: dict[str, Any]) -> Iterator[Any]:
-        """Tiles of this thread in shape, and its buffer of sums `[positions][vectors][lanes]`."""
-        size = self.positions * self.plan.vectors * self.lanes
+        """Tiles of this thread in shape, and its buffer of sums `[windows][vectors][lanes]`."""
+        size = self.windows * self.plan.vectors * self.lanes
         with tdpbusd.configured(buffers["tiles"]):
             yield T.alloc_buffer((size,), "int32", annotations=IN_REGISTERS)
 
@@ -219,14 +224,18 @@ class _AmxEmitter:
         for group in split(span.step, plan.kept[1]):
             for across in range(group.count):
                 first = group.first + across * group.step
-                for start in range(0, plan.tiles, plan.kept[0]):
-                    starts = self.starts[start : start + plan.kept[0]]
+                together = range(0, len(self.places), plan.kept[0])
+                for index, start in enumerate(together):
+                    places = self.places[start : start + plan.kept[0]]
+                    shares = self.down * self.across * len(together)
+                    ahead = (i * self.across + j) * len(together) + index, shares
                     self._region(
-                        buffers, sums, origin, vector + first, span.step, first, group.step, starts
-                    )
+                        buffers, sums, origin, vector + first, span.step, first, group.step,
+                        places, ahead,
+                    )  # fmt: skip
         slot = T.Bind(vector * self.lanes)
         with _from(above, plan.rows) as r, _from(before, plan.cols) as c:
-            at = T.Bind((r * layer.pitch + c) * (span.step * self.lanes))
+            at = T.Bind((r * self.line + c) * (span.step * self.lanes))
             for first, count in self.blocks.chunks_of(span.step):
                 accs = [
                     T.Bind(load(sums, at + (first + v) * self.lanes, self.lanes))
@@ -236,7 +245,7 @@ class _AmxEmitter:
 
     def _region(
         self, buffers: dict[str, Any], sums: Any, origin: Any, vector: Any, stored: int,
-        column: int, vectors: int, starts: Sequence[int],
+        column: int, vectors: int, places: Sequence[tuple[int, int]], ahead: tuple[Any, int],
     ) -> None:  # fmt: skip
         """Sums of some tiles of activations and some vectors.
 
@@ -248,13 +257,13 @@ class _AmxEmitter:
             stored: Vectors of the buffer.
             column: Place of the first vector there.
             vectors: How many.
-            starts: First position of each tile.
+            places: Run and first window of each tile.
+            ahead: See `_ask_ahead`.
         """
         problem, layer, lanes = self.problem, self.layer, self.lanes
         (kh, kw), (dh, dw) = problem.kernel, problem.dilation
-        distance = problem.stride[1] * problem.source.channels
-        kept = [[m * vectors + v for v in range(vectors)] for m in range(len(starts))]
-        for m in range(len(starts)):
+        kept = [[m * vectors + v for v in range(vectors)] for m in range(len(places))]
+        for m in range(len(places)):
             for v in range(vectors):
                 tdpbusd.load(kept[m][v], buffers["bias"], (vector + v) * lanes, 0)
         weights = T.Bind(vector * (layer.taps * layer.chunks * self.tile_bytes))
@@ -263,21 +272,46 @@ class _AmxEmitter:
             x = T.Bind(x + col * (dw * problem.source.channels) + chunk * layer.depth)
             step = (row * kw + col) * layer.chunks + chunk
             w = T.Bind(weights + step * (vectors * self.tile_bytes))
-            self._products(buffers, x, w, distance, starts, kept)
-        for m, start in enumerate(starts):
+            if self.streamed:
+                self._ask_ahead(buffers["weights"], w, vectors, stored, ahead)
+            self._products(buffers, x, w, places, kept)
+        for m, (run, start) in enumerate(places):
             for v in range(vectors):
-                at = (start * stored + column + v) * lanes
+                at = ((run * self.line + start) * stored + column + v) * lanes
                 tdpbusd.store(kept[m][v], sums, at, stored * tdpbusd.ROW_BYTES)
 
+    def _ask_ahead(
+        self, weights: Any, w: Any, vectors: int, stored: int, ahead: tuple[Any, int]
+    ) -> None:
+        """Prefetch this region's share of the next block; or what comes soon, if all is one share.
+
+        Args:
+            weights: Buffer.
+            w: First weight of a chunk.
+            vectors: Vectors of the chunk.
+            stored: Vectors of a block.
+            ahead: Number of the region among those that read the same weights, and how many do.
+        """
+        index, regions = ahead
+        lines = -(-vectors * self.tile_bytes // LINE)
+        skipped, count = share(index, regions, lines)
+        block = stored * self.layer.taps * self.layer.chunks * self.tile_bytes
+        first = T.Bind(w + (block if regions > 1 else _AHEAD) + skipped * LINE)
+        for line in range(count):
+            prefetch(weights, first + line * LINE, SECOND_LEVEL)
+
     def _products(
-        self, buffers: dict[str, Any], x: Any, w: Any, distance: int, starts: Sequence[int],
+        self, buffers: dict[str, Any], x: Any, w: Any, places: Sequence[tuple[int, int]],
         kept: Sequence[Sequence[int]],
     ) -> None:  # fmt: skip
         """One chunk: whatever is fewer, tiles of activations or of weights, stays loaded."""
+        source, (down, right) = self.problem.source, self.problem.stride
 
         def load_pixels(m: int) -> int:
             tile = tdpbusd.ACTIVATIONS[m % 2]
-            tdpbusd.load(tile, buffers["x"], x + starts[m] * distance, distance)
+            run, start = places[m]
+            at = run * (down * source.row_stride) + start * (right * source.channels)
+            tdpbusd.load(tile, buffers["x"], x + at, right * source.channels)
             return tile
 
         def load_weights(v: int) -> int:
@@ -285,15 +319,15 @@ class _AmxEmitter:
             tdpbusd.load(tile, buffers["weights"], w + v * self.tile_bytes, tdpbusd.ROW_BYTES)
             return tile
 
-        if len(starts) <= len(tdpbusd.ACTIVATIONS):
-            pixels = [load_pixels(m) for m in range(len(starts))]
+        if len(places) <= len(tdpbusd.ACTIVATIONS):
+            pixels = [load_pixels(m) for m in range(len(places))]
             for v in range(len(kept[0])):
                 codes = load_weights(v)
                 for m, tile in enumerate(pixels):
                     tdpbusd.multiply_accumulate(kept[m][v], tile, codes)
             return
         codes = load_weights(0)
-        for m in range(len(starts)):
+        for m in range(len(places)):
             tdpbusd.multiply_accumulate(kept[m][0], load_pixels(m), codes)
 
 

@@ -19,7 +19,7 @@ from tvm_backend.schedule.tiles import Tile, cost_of
 from tvm_backend.tvm_api import T
 
 LINE = 64  # bytes of a cache line
-_SECOND_LEVEL = 2  # locality: not into the first-level cache, which the block at work fills
+SECOND_LEVEL = 2  # locality: not into the first-level cache, which the block at work fills
 
 
 def is_streamed(mac: MacIdiom, tile: Tile, output: Image, nbytes: int) -> bool:
@@ -54,7 +54,7 @@ def prefetch_share(
     skipped, count = share(index, _tiles(tile, output), -(-nbytes // LINE))
     start = T.Bind(first + skipped * LINE)
     for line in range(count):
-        prefetch(buffer, start + line * LINE, _SECOND_LEVEL)
+        prefetch(buffer, start + line * LINE, SECOND_LEVEL)
 
 
 def share(index: Any, tiles: int, lines: int) -> tuple[Any, int]:

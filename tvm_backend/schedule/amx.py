@@ -1,9 +1,9 @@
 """How a convolution on matrix tiles is blocked, and what the cost model expects of it.
 
-Positions are windows at equal distances in the source, so that they can be the rows of a tile:
-the pixels of an output row; or of several rows, where what lies between (the halo) is computed,
-too, and not used. A block is some positions by some vectors of output channels; its sums pass
-through a buffer in the first-level cache to the output stage.
+The rows of a tile are windows at equal distances in the source: pixels of an output row; or of
+several rows, joined to one run, where what lies between them (the halo) is computed, too, and not
+used. A block is some rows of pixels by some vectors of output channels; its sums pass through a
+buffer in the first-level cache to the output stage.
 
 Cycles are those of `tiles.py`, so that both can be compared. Measured on Sapphire Rapids.
 """
@@ -13,19 +13,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from fxquant.targets import MacIdiom, TileUnit
-from tvm_backend.schedule.tiles import SPREAD_ROWS, cost_of, finish_cycles, split
+from fxquant.targets import TileUnit
+from tvm_backend.schedule.tiles import SPREAD_ROWS, split
 
 BUFFER_BYTES = 3 << 13  # of the sums of a block
 LEAST_POSITIONS = 4  # fewer pixels are bound by their weights: no work for a matrix unit
+SMALL_WEIGHTS = 1 << 16  # bytes of weights that are read again for each block of pixels
 _MOST_TILES = 4  # tiles of activations in a block
 _SUMS = 4  # tiles of sums
-_LATENCY = 52  # cycles of a product
-_LEAST_PRODUCT, _START = 9, 1.2  # cycles of a product however few rows it has; beyond the rows
-_NEAR_BYTES = 24 << 10  # what is read again stays in the first-level cache
-_FAR = 40  # bytes a cycle from the second-level cache
-_REGION, _BLOCK = 60, 40  # cycles to fill and drain the pipeline, and to start a block
-_SMALL_WEIGHTS = 1 << 16  # bytes of weights that are read again for each block of pixels
+# Fitted to 1,500 measurements of 27 layers of ResNet-50 (Sapphire Rapids, cold weights).
+_LEAST_PRODUCT, _START = 11, 1.8  # cycles of a product however few rows it has; beyond the rows
+_NEAR_BYTES = 48 << 10  # what is read again stays in the first-level cache
+_FAR = 72  # bytes a cycle from the second-level cache
+_STORE = 2.7  # cycles to start and store a row of sums
+_FINISH = {1: 8.8, 2: 5.9, 4: 5.7}  # cycles to requantize a vector, by vectors of a block
+_BLOCK = 100  # cycles to start a block
+_OVERLAPPED, _POWER = 106, 0.6  # vectors of a block below which its output hides behind products
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +39,11 @@ class AmxLayer:
         images: Images of a batch.
         rows: Output rows.
         cols: Output columns.
-        pitch: Positions from one output row to the next; 0 if that is no whole number.
+        pitch: Windows from one output row to the next; 0 if that is no whole number.
+        row_bytes: Of the source that an output row reads, for one row of the kernel.
         vectors: Vectors of output channels.
         taps: Kernel positions.
         steps: Reduction steps of a kernel position; those of `unit.reduction` codes.
-        direct: The target's idiom for 8-bit codes; its output stage is used.
         unit: The matrix unit.
     """
 
@@ -48,10 +51,10 @@ class AmxLayer:
     rows: int
     cols: int
     pitch: int
+    row_bytes: int
     vectors: int
     taps: int
     steps: int
-    direct: MacIdiom
     unit: TileUnit
 
     @property
@@ -79,7 +82,8 @@ class AmxPlan:
         cycles: Expected for the whole layer.
         rows: Output rows of a block.
         cols: Output columns of a block; all where it has several rows.
-        tiles: Tiles of activations in a block.
+        joined: Whether its rows are one run.
+        tiles: Tiles of activations in a run.
         size: Rows of a tile.
         vectors: Vectors of output channels of a block.
         tall: Sums of as many tiles of activations as fit are kept, by one vector of channels; else
@@ -90,6 +94,7 @@ class AmxPlan:
     cycles: float
     rows: int
     cols: int
+    joined: bool
     tiles: int
     size: int
     vectors: int
@@ -97,9 +102,10 @@ class AmxPlan:
     pixels_first: bool
 
     def __str__(self) -> str:
-        shape = "t" if self.tall else "s"
+        run, shape = "j" if self.joined else "x", "t" if self.tall else "s"
         order = "p" if self.pixels_first else "c"
-        return f"b{self.rows}x{self.cols}m{self.tiles}x{self.size}v{self.vectors}{shape}{order}"
+        tiles = f"m{self.tiles}x{self.size}v{self.vectors}"
+        return f"b{self.rows}{run}{self.cols}{tiles}{shape}{order}"
 
     @property
     def reordered(self) -> AmxPlan:
@@ -107,82 +113,98 @@ class AmxPlan:
         return replace(self, pixels_first=not self.pixels_first)
 
     @property
+    def runs(self) -> int:
+        """Runs of windows in a block."""
+        return 1 if self.joined else self.rows
+
+    @property
     def kept(self) -> tuple[int, int]:
         """Tiles of activations and vectors whose sums are kept at once, at most."""
+        tiles = self.runs * self.tiles
         if self.tall:
-            return min(self.tiles, _SUMS), 1
-        tiles = min(self.tiles, 2)
-        return tiles, _SUMS // tiles
+            return min(tiles, _SUMS), 1
+        return min(tiles, 2), _SUMS // min(tiles, 2)
 
-    def positions(self, pitch: int) -> int:
-        """Of a block, from the first pixel to the last one."""
-        return (self.rows - 1) * pitch + self.cols
+    def line(self, pitch: int) -> int:
+        """Windows from one row of a block to the next, as their sums are stored."""
+        return pitch if self.joined else self.cols
 
-    def starts(self, pitch: int) -> list[int]:
-        """First position of each tile; the last ones overlap so that none reaches beyond."""
-        last = self.positions(pitch) - self.size
-        return [min(i * self.size, last) for i in range(self.tiles)]
+    def windows(self, pitch: int) -> int:
+        """Windows of a run, from the first pixel to the last one."""
+        return (self.rows - 1) * pitch + self.cols if self.joined else self.cols
+
+    def places(self, pitch: int) -> list[tuple[int, int]]:
+        """Run and first window of each tile; the last ones overlap so that none reaches beyond."""
+        last = self.windows(pitch) - self.size
+        starts = [min(i * self.size, last) for i in range(self.tiles)]
+        return [(run, start) for run in range(self.runs) for start in starts]
 
 
 def plan_amx(layer: AmxLayer) -> list[AmxPlan]:
     """All blockings, the cheapest first."""
     if layer.rows * layer.cols * layer.images < LEAST_POSITIONS:
         return []
-    small = layer.vectors * layer.weight_bytes <= _SMALL_WEIGHTS
+    small = layer.vectors * layer.weight_bytes <= SMALL_WEIGHTS
     found = []
-    for rows, cols in _blocks(layer):
-        positions = (rows - 1) * layer.pitch + cols
-        tiles = -(-positions // layer.unit.rows)
-        size = -(-positions // tiles)
+    for rows, cols, joined in _blocks(layer):
+        windows = (rows - 1) * layer.pitch + cols if joined else cols
+        tiles = -(-windows // layer.unit.rows)
+        size = -(-windows // tiles)
+        stored = windows if joined else rows * cols
         for vectors in (4, 2, 1):
-            if vectors > layer.vectors or _bytes(layer, positions, vectors) > BUFFER_BYTES:
+            if vectors > layer.vectors or _bytes(layer, stored, vectors) > BUFFER_BYTES:
                 continue
             pixels_first = small and -(-layer.rows // rows) >= SPREAD_ROWS
             for tall in (False, True):
-                plan = AmxPlan(0, rows, cols, tiles, size, vectors, tall, pixels_first)
+                plan = AmxPlan(0, rows, cols, joined, tiles, size, vectors, tall, pixels_first)
                 found.append((_cycles(layer, plan), plan))
     found.sort(key=lambda pair: pair[0])
     return [replace(plan, cycles=cycles) for cycles, plan in found]
 
 
-def _bytes(layer: AmxLayer, positions: int, vectors: int) -> int:
-    return positions * vectors * layer.unit.lanes * 4
+def _bytes(layer: AmxLayer, windows: int, vectors: int) -> int:
+    return windows * vectors * layer.unit.lanes * 4
 
 
-def _blocks(layer: AmxLayer) -> Iterator[tuple[int, int]]:
-    """Rows and columns that blocks of a layer may have."""
+def _blocks(layer: AmxLayer) -> Iterator[tuple[int, int, bool]]:
+    """Rows and columns that blocks of a layer may have, and whether the rows are joined."""
     most = _MOST_TILES * layer.unit.rows
     widths = {-(-layer.cols // count) for count in range(1, layer.cols + 1)}
-    yield from ((1, cols) for cols in sorted(widths) if cols <= most)
-    if layer.pitch >= layer.cols:
-        heights = {-(-layer.rows // count) for count in range(1, layer.rows + 1)}
-        for rows in sorted(heights - {1}):
-            if (rows - 1) * layer.pitch + layer.cols <= most:
-                yield rows, layer.cols
+    yield from ((1, cols, False) for cols in sorted(widths) if cols <= most)
+    heights = {-(-layer.rows // count) for count in range(1, layer.rows + 1)} - {1}
+    for rows in sorted(heights):
+        if layer.pitch >= layer.cols and (rows - 1) * layer.pitch + layer.cols <= most:
+            yield rows, layer.cols, True
+        if rows * -(-layer.cols // layer.unit.rows) <= 2 * _MOST_TILES:  # a row has its own
+            yield rows, layer.cols, False
 
 
 def _cycles(layer: AmxLayer, plan: AmxPlan) -> float:
     blocks = layer.images * -(-layer.rows // plan.rows) * -(-layer.cols // plan.cols)
-    finish = finish_cycles(cost_of(layer.direct), layer.vectors) + layer.vectors
-    total = layer.images * layer.rows * layer.cols * finish
-    for span in split(layer.vectors, plan.vectors):
-        total += blocks * span.count * _block_cycles(layer, plan, span.step)
-    return total
+    spans = split(layer.vectors, plan.vectors)
+    return blocks * sum(span.count * _block_cycles(layer, plan, span.step) for span in spans)
 
 
 def _block_cycles(layer: AmxLayer, plan: AmxPlan, vectors: int) -> float:
-    """All products of a block."""
+    """Products and output of a block; the processor looks ahead and overlaps small ones."""
+    finished = plan.rows * plan.cols * vectors
+    products, output = _product_cycles(layer, plan, vectors), finished * _FINISH.get(vectors, 8.8)
+    exposed = min(1, (finished / _OVERLAPPED) ** _POWER)
+    return max(products, output) + exposed * min(products, output) + _BLOCK
+
+
+def _product_cycles(layer: AmxLayer, plan: AmxPlan, vectors: int) -> float:
     product = max(min(plan.size + _START, layer.unit.rows), _LEAST_PRODUCT)
-    weights = layer.depth // layer.unit.reduction / 2
-    if vectors * layer.weight_bytes > _NEAR_BYTES:
-        weights = layer.depth * layer.unit.lanes / _FAR
-    steps, total = layer.taps * layer.chunks, float(_BLOCK)
+    near = vectors * layer.weight_bytes <= _NEAR_BYTES
+    weights = layer.depth / 8 if near else layer.depth * layer.unit.lanes / _FAR
+    read = plan.rows * plan.cols / layer.cols * layer.row_bytes
+    pixels = plan.size / 2 if read <= _NEAR_BYTES else plan.size * layer.depth / _FAR
     tiles, kept = plan.kept
-    for down in split(plan.tiles, tiles):
+    total = 0.0
+    for down in split(plan.runs * plan.tiles, tiles):
         for across in split(vectors, kept):
             sums = down.step * across.step
-            loads = down.step * plan.size / 2 + across.step * weights
-            step = max(sums * product, loads, _LATENCY)
-            region = steps * step + sums * 1.5 * plan.size + _REGION
+            step = max(sums * product, down.step * pixels + across.step * weights)
+            region = layer.taps * layer.chunks * step + sums * _STORE * plan.size
             total += down.count * across.count * region
     return total
