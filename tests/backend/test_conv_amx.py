@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ import fxquant
 import tvm_backend
 from fxquant.errors import TargetError
 from fxquant.numerics import reference
-from fxquant.targets import GENERIC, X86_AMX, X86_VNNI, idioms
+from fxquant.targets import GENERIC, X86_AMX, X86_VNNI, Target, idioms
 from tests.backend.conv_cases import CASES, RESIDUAL, Case, assert_equal, check, make_numbers
+from tests.backend.integer_nets import residual_net
 from tests.backend.kernel_harness import from_storage, require, run_kernel, to_storage
 from tvm_backend import devices
 from tvm_backend.emit.conv_amx import amx_layer
@@ -24,6 +27,7 @@ from tvm_backend.layout import image
 from tvm_backend.lower import lower
 from tvm_backend.macs import tdpbusd
 from tvm_backend.schedule.amx import AmxLayer, AmxPlan, plan_amx
+from tvm_backend.standalone import export_standalone
 
 DENSE = [
     *(case for case in CASES if case.groups == 1),
@@ -150,6 +154,25 @@ def test_a_network_on_several_threads_equals_the_simulator() -> None:
     compiled = tvm_backend.compile(quantized, X86_AMX, threads=2)
     x = torch.randn(3, 3, 37, 41)
     assert torch.equal(compiled(x), quantized(x))
+
+
+def test_a_standalone_library_asks_for_permission() -> None:
+    require(X86_AMX)
+    net = torch.nn.Sequential(torch.nn.Conv2d(16, 64, 3, padding=1), torch.nn.ReLU()).eval()
+    quantized = fxquant.quantize(net, [torch.randn(4, 16, 12, 12)], progress=False)
+    assert any("tdpbusd" in name for name in lower(quantized.integer, X86_AMX).kernels)
+    x = torch.randn(1, 16, 12, 12)
+    compiled = tvm_backend.compile(quantized, X86_AMX)
+    assert torch.equal(compiled.run_emulated(x), quantized(x))  # a program of its own
+    tiles, plain = (_init(target) for target in (X86_AMX, X86_VNNI))
+    assert "may_use_tiles()" in tiles and "may_use_tiles" not in plain
+
+
+def _init(target: Target) -> str:
+    graph, _ = residual_net()
+    with TemporaryDirectory() as folder:
+        export_standalone(lower(graph, target), Path(folder))
+        return (Path(folder) / "net.c").read_text()
 
 
 def test_chunks_are_equal_parts_inside_the_pixel() -> None:

@@ -124,7 +124,7 @@ def test_matrix_tiles_equal_their_description(rows: int, depth: int) -> None:
     x = rng.integers(0, 256, (rows, depth + 8), np.uint8)  # rows lie apart
     w = rng.integers(-128, 128, (depth // unit.reduction, unit.lanes, unit.reduction), np.int8)
     start = rng.integers(-(2**31), 2**31, unit.lanes, np.int64).astype(np.int32)
-    size = rows * unit.lanes
+    size, name = rows * unit.lanes, f"tiles_{rows}x{depth}"
     params = [
         Param("x", (x.size,), "uint8"), Param("w", (w.size,), "int8"),
         Param("start", (unit.lanes,), "int32"), Param("tiles", (64,), "uint8"),
@@ -132,7 +132,7 @@ def test_matrix_tiles_equal_their_description(rows: int, depth: int) -> None:
     ]  # fmt: skip
 
     def build(abi: Abi) -> object:
-        with prim_func("tiles", params, abi) as (built, p), tdpbusd.configured(p["tiles"]):
+        with prim_func(name, params, abi) as (built, p), tdpbusd.configured(p["tiles"]):
             tdpbusd.load(3, p["start"], 0, 0)  # the same row again and again
             tdpbusd.load(5, p["x"], 0, depth + 8)
             tdpbusd.load(6, p["w"], 0, tdpbusd.ROW_BYTES)
@@ -142,7 +142,7 @@ def test_matrix_tiles_equal_their_description(rows: int, depth: int) -> None:
 
     storages = [Flat(p.shape, p.dtype) for p in params]
     constants = (w.reshape(-1), start, tdpbusd.configuration(rows, depth))
-    kernel = Kernel("tiles", build, (storages[0],), constants, storages[-1])
+    kernel = Kernel(name, build, (storages[0],), constants, storages[-1])
     got = run_kernel(kernel, X86_AMX, x.reshape(-1)).reshape(rows, -1)
     wide = w.astype(np.int64).transpose(0, 2, 1).reshape(depth, unit.lanes)
     expected = x[:, :depth].astype(np.int64) @ wide + start

@@ -26,6 +26,7 @@ from tvm_backend.standalone import export_standalone
 
 EACH = (
     targets.X86_VNNI,
+    targets.X86_AMX,
     *(pytest.param(t, marks=pytest.mark.qemu) for t in (targets.CORTEX_A53, targets.ARMV7_NEON)),
     *(
         pytest.param(t, marks=[pytest.mark.qemu, pytest.mark.slow])

@@ -48,14 +48,14 @@ static ${name}_status run(const ${name}_context *context, const void *const *inp
   return ${NAME}_OK;
 }
 
-${name}_status ${name}_init(${name}_context *context, void *arena, size_t bytes) {
+$permission${name}_status ${name}_init(${name}_context *context, void *arena, size_t bytes) {
   if (context == NULL) return ${NAME}_ERROR_NULL;
   context->arena = NULL;
   context->tag = 0;
   if (arena == NULL) return ${NAME}_ERROR_NULL;
   if (bytes < ${NAME}_ARENA_BYTES) return ${NAME}_ERROR_ARENA_SIZE;
   if ((uintptr_t)arena % ${NAME}_ARENA_ALIGNMENT != 0) return ${NAME}_ERROR_ARENA_ALIGNMENT;
-  context->arena = (unsigned char *)arena;
+$permitted  context->arena = (unsigned char *)arena;
   context->tag = TAG;
   return ${NAME}_OK;
 }
@@ -90,10 +90,26 @@ const char *${name}_status_string(${name}_status status) {
     case ${NAME}_ERROR_ARENA_SIZE: return "the arena is too small";
     case ${NAME}_ERROR_ARENA_ALIGNMENT: return "the arena is not aligned";
     case ${NAME}_ERROR_CONTEXT: return "the context is not initialized";
+    case ${NAME}_ERROR_PERMISSION: return "the system does not permit AMX tiles";
   }
   return "unknown status";
 }
 """)
+
+# Linux lets a process use the tile registers once it has asked; no library is needed for that.
+_PERMISSION = """\
+static int may_use_tiles(void) {
+#if defined(__linux__) && defined(__x86_64__)
+  const long permit = 0x1023, tiles = 18; /* ARCH_REQ_XCOMP_PERM, XTILEDATA */
+  long result = 158;                      /* arch_prctl */
+  __asm__ volatile("syscall" : "+a"(result) : "D"(permit), "S"(tiles) : "rcx", "r11", "memory");
+  return result == 0;
+#else
+  return 0;
+#endif
+}
+
+"""
 
 _API = (
     "version arena_bytes inputs outputs input output init run run_quantized status_string".split()
@@ -164,6 +180,10 @@ def driver_source(facts: Facts, model: Model) -> str:
     unused = [f"  (void){n};\n" for n in ("arena", "weights", "quantized", "inputs", "outputs")]
     return _DRIVER.substitute(
         facts.substitutions,
+        permission=_PERMISSION if facts.tiles else "",
+        permitted=f"  if (!may_use_tiles()) return {facts.name.upper()}_ERROR_PERMISSION;\n"
+        if facts.tiles
+        else "",
         tag=_TAG,
         prototypes="\n".join(prototypes),
         tables=_tables(facts.name, model.tensors),

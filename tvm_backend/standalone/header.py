@@ -48,7 +48,8 @@ typedef enum ${name}_status {
   ${NAME}_ERROR_NULL = 1,            /* a pointer is null */
   ${NAME}_ERROR_ARENA_SIZE = 2,      /* the arena is smaller than ${NAME}_ARENA_BYTES */
   ${NAME}_ERROR_ARENA_ALIGNMENT = 3, /* the arena does not start at a multiple of the alignment */
-  ${NAME}_ERROR_CONTEXT = 4          /* the context was not made by ${name}_init */
+  ${NAME}_ERROR_CONTEXT = 4,         /* the context was not made by ${name}_init */
+  ${NAME}_ERROR_PERMISSION = 5       /* the system does not permit the AMX tiles of this target */
 } ${name}_status;
 
 typedef enum ${name}_dtype {
@@ -147,12 +148,14 @@ class Facts:
         target: Name of the target.
         version: Version of fxquant.
         arena_bytes: Size of the arena.
+        tiles: Whether kernels use AMX tiles.
     """
 
     name: str
     target: str
     version: str
     arena_bytes: int
+    tiles: bool = False
 
     @property
     def substitutions(self) -> dict[str, str]:
