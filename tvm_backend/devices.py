@@ -55,7 +55,7 @@ def missing_features(target: Target) -> tuple[str, ...]:
         architecture = target.triple.split("-")[0]
         return (f"the {architecture} instruction set (this machine is {_machine()})",)
     missing = tuple(flag for flag in target.requires if flag not in cpu_flags())
-    if not missing and "amx_tile" in target.requires and not _may_use_tiles():
+    if not missing and target.tiles is not None and not _may_use_tiles():
         return ("the operating system's permission to use AMX tiles",)
     return missing
 

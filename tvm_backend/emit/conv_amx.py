@@ -26,7 +26,7 @@ import numpy as np
 from fxquant.numerics.width import WIDTH_8
 from fxquant.targets import Target, TileUnit
 from tvm_backend.emit.conv_assemble import assemble, fold_zero_point, kernel_name
-from tvm_backend.emit.conv_columns import has_single_runs, one_column_wide
+from tvm_backend.emit.conv_columns import geometry_of_columns, has_single_runs, one_column_wide
 from tvm_backend.emit.conv_loops import divmod_index
 from tvm_backend.emit.conv_pack import (
     ChannelBlocks,
@@ -35,14 +35,14 @@ from tvm_backend.emit.conv_pack import (
     slot_channels,
     slot_codes,
 )
-from tvm_backend.emit.conv_prefetch import LINE, SECOND_LEVEL, share
+from tvm_backend.emit.conv_prefetch import prefetch_part
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputStage
 from tvm_backend.emit.variants import Alternative
 from tvm_backend.kernel import Abi, Kernel, Variant, outer_loop
 from tvm_backend.layout import code_width
 from tvm_backend.macs import mac_of, tdpbusd
-from tvm_backend.macs.vector import load, loop, prefetch
+from tvm_backend.macs.vector import load, loop
 from tvm_backend.schedule.amx import SMALL_WEIGHTS, AmxLayer, AmxPlan, plan_amx
 from tvm_backend.schedule.tiles import SPREAD_ROWS, Span, split
 from tvm_backend.tvm_api import IN_REGISTERS, T
@@ -60,7 +60,7 @@ def amx_alternatives(
     target: Target,
 ) -> tuple[Alternative, ...]:
     """The kernels of the best blockings, if the target has tiles; arguments as `amx_kernel`."""
-    layer = amx_layer(problem, weight, target)
+    layer = amx_layer(problem, target)
     if layer is None:
         return ()
     return tuple(
@@ -76,7 +76,7 @@ def amx_alternatives(
     )
 
 
-def amx_layer(problem: ConvProblem, weight: np.ndarray, target: Target) -> AmxLayer | None:
+def amx_layer(problem: ConvProblem, target: Target) -> AmxLayer | None:
     """What the cost model needs, or None for what tiles cannot do."""
     if target.tiles is None or problem.groups > 1:
         return None
@@ -85,7 +85,7 @@ def amx_layer(problem: ConvProblem, weight: np.ndarray, target: Target) -> AmxLa
     plain = _layer(problem, target.tiles)
     if not has_single_runs(problem):
         return plain
-    joined = _layer(one_column_wide(problem, weight)[0], target.tiles)
+    joined = _layer(geometry_of_columns(problem), target.tiles)
     fewer = joined.taps * joined.chunks < plain.taps * plain.chunks
     return joined if fewer else plain
 
@@ -125,7 +125,7 @@ def amx_kernel(
         target: A device with tiles.
         plan: The blocking.
     """
-    stored, layer = problem, amx_layer(problem, weight, target)
+    stored, layer = problem, amx_layer(problem, target)
     assert layer is not None
     if layer.taps < problem.taps:
         problem, weight = one_column_wide(problem, weight)
@@ -150,13 +150,18 @@ def _packed(codes: np.ndarray, spans: Sequence[Span], layer: AmxLayer, plan: Amx
     per_step, parts = layer.unit.reduction, []
     for span in spans:
         for block in range(span.count):
-            for group in split(span.step, plan.kept[1]):
-                for index in range(group.count):
-                    first = span.first + block * span.step + group.first + index * group.step
-                    part = codes[first : first + group.step]
-                    shape = (group.step, len(part[0]), layer.chunks, -1, per_step, layer.taps)
-                    parts.append(part.reshape(shape).transpose(5, 2, 0, 3, 1, 4).reshape(-1))
+            start = span.first + block * span.step
+            for first, vectors in _groups(span.step, plan):
+                part = codes[start + first : start + first + vectors]
+                shape = (vectors, layer.unit.lanes, layer.chunks, -1, per_step, layer.taps)
+                parts.append(part.reshape(shape).transpose(5, 2, 0, 3, 1, 4).reshape(-1))
     return np.concatenate(parts)
+
+
+def _groups(vectors: int, plan: AmxPlan) -> list[tuple[int, int]]:
+    """First vector and number of those whose sums are kept together, of a block's vectors."""
+    spans = split(vectors, plan.kept[1])
+    return [(span.first + i * span.step, span.step) for span in spans for i in range(span.count)]
 
 
 class _AmxEmitter:
@@ -172,11 +177,7 @@ class _AmxEmitter:
     ) -> None:
         self.problem, self.stage, self.layer, self.plan = problem, stage, layer, plan
         self.blocks, self.lanes = blocks, layer.unit.lanes
-        self.places = plan.places(layer.pitch)
-        self.line = plan.line(layer.pitch)
-        self.windows = plan.runs * plan.windows(layer.pitch)
-        self.down = -(-layer.rows // plan.rows)
-        self.across = -(-layer.cols // plan.cols)
+        self.down, self.across = layer.blocks(plan)
         large = layer.vectors * layer.weight_bytes > SMALL_WEIGHTS
         self.streamed = large and not plan.pixels_first
         self.tile_bytes = layer.depth * layer.unit.lanes  # of weights
@@ -206,7 +207,7 @@ class _AmxEmitter:
     @contextmanager
     def _ready(self, buffers: dict[str, Any]) -> Iterator[Any]:
         """Tiles of this thread in shape, and its buffer of sums `[windows][vectors][lanes]`."""
-        size = self.windows * self.plan.vectors * self.lanes
+        size = self.plan.stored * self.plan.vectors * self.lanes
         with tdpbusd.configured(buffers["tiles"]):
             yield T.alloc_buffer((size,), "int32", annotations=IN_REGISTERS)
 
@@ -221,21 +222,18 @@ class _AmxEmitter:
         col = w * problem.stride[1] - problem.padding[2]
         origin = T.Bind(problem.source.offset(n, row, col, 0))
         vector = T.Bind(span.first + block * span.step)
-        for group in split(span.step, plan.kept[1]):
-            for across in range(group.count):
-                first = group.first + across * group.step
-                together = range(0, len(self.places), plan.kept[0])
-                for index, start in enumerate(together):
-                    places = self.places[start : start + plan.kept[0]]
-                    shares = self.down * self.across * len(together)
-                    ahead = (i * self.across + j) * len(together) + index, shares
-                    self._region(
-                        buffers, sums, origin, vector + first, span.step, first, group.step,
-                        places, ahead,
-                    )  # fmt: skip
+        together = range(0, len(plan.places), plan.kept[0])
+        shares = self.down * self.across * len(together)
+        for first, vectors in _groups(span.step, plan):
+            for index, start in enumerate(together):
+                places = plan.places[start : start + plan.kept[0]]
+                ahead = (i * self.across + j) * len(together) + index, shares
+                self._region(
+                    buffers, sums, origin, vector + first, span.step, first, vectors, places, ahead
+                )
         slot = T.Bind(vector * self.lanes)
         with _from(above, plan.rows) as r, _from(before, plan.cols) as c:
-            at = T.Bind((r * self.line + c) * (span.step * self.lanes))
+            at = T.Bind((r * plan.line + c) * (span.step * self.lanes))
             for first, count in self.blocks.chunks_of(span.step):
                 accs = [
                     T.Bind(load(sums, at + (first + v) * self.lanes, self.lanes))
@@ -266,7 +264,7 @@ class _AmxEmitter:
         for m in range(len(places)):
             for v in range(vectors):
                 tdpbusd.load(kept[m][v], buffers["bias"], (vector + v) * lanes, 0)
-        weights = T.Bind(vector * (layer.taps * layer.chunks * self.tile_bytes))
+        weights = T.Bind(vector * layer.weight_bytes)
         with loop(kh) as row, loop(kw) as col, loop(layer.chunks) as chunk:
             x = origin + row * (dh * problem.source.row_stride)
             x = T.Bind(x + col * (dw * problem.source.channels) + chunk * layer.depth)
@@ -277,7 +275,7 @@ class _AmxEmitter:
             self._products(buffers, x, w, places, kept)
         for m, (run, start) in enumerate(places):
             for v in range(vectors):
-                at = ((run * self.line + start) * stored + column + v) * lanes
+                at = ((run * self.plan.line + start) * stored + column + v) * lanes
                 tdpbusd.store(kept[m][v], sums, at, stored * tdpbusd.ROW_BYTES)
 
     def _ask_ahead(
@@ -292,13 +290,8 @@ class _AmxEmitter:
             stored: Vectors of a block.
             ahead: Number of the region among those that read the same weights, and how many do.
         """
-        index, regions = ahead
-        lines = -(-vectors * self.tile_bytes // LINE)
-        skipped, count = share(index, regions, lines)
-        block = stored * self.layer.taps * self.layer.chunks * self.tile_bytes
-        first = T.Bind(w + (block if regions > 1 else _AHEAD) + skipped * LINE)
-        for line in range(count):
-            prefetch(weights, first + line * LINE, SECOND_LEVEL)
+        distance = stored * self.layer.weight_bytes if ahead[1] > 1 else _AHEAD
+        prefetch_part(weights, ahead, w + distance, vectors * self.tile_bytes)
 
     def _products(
         self, buffers: dict[str, Any], x: Any, w: Any, places: Sequence[tuple[int, int]],

@@ -54,6 +54,14 @@ def one_column_wide(problem: ConvProblem, weight: np.ndarray) -> tuple[ConvProbl
     Returns:
         Problem and weight `[O, KW * channels, KH, 1]`.
     """
+    source = problem.source
+    padded = np.pad(weight, [(0, 0), (0, source.channels - source.c), (0, 0), (0, 0)])
+    columns = padded.transpose(0, 3, 1, 2).reshape(len(weight), -1, problem.kernel[0], 1)
+    return geometry_of_columns(problem), columns
+
+
+def geometry_of_columns(problem: ConvProblem) -> ConvProblem:
+    """The problem of `one_column_wide`."""
     source, (kh, kw) = problem.source, problem.kernel
     top, bottom, left, right = source.halo
     # Windows start in the first `w - kw + 1` columns (and the padding); rows keep their stride.
@@ -63,9 +71,7 @@ def one_column_wide(problem: ConvProblem, weight: np.ndarray) -> tuple[ConvProbl
         c=kw * source.channels,
         halo=(top, bottom, left, right + kw - 1),
     )
-    padded = np.pad(weight, [(0, 0), (0, source.channels - source.c), (0, 0), (0, 0)])
-    columns = padded.transpose(0, 3, 1, 2).reshape(len(weight), -1, kh, 1)
-    return replace(problem, source=view, kernel=(kh, 1)), columns
+    return replace(problem, source=view, kernel=(kh, 1))
 
 
 def stays_inside(problem: ConvProblem, mac: Mac) -> bool:

@@ -18,8 +18,8 @@ from tvm_backend.macs.vector import prefetch
 from tvm_backend.schedule.tiles import Tile, cost_of
 from tvm_backend.tvm_api import T
 
-LINE = 64  # bytes of a cache line
-SECOND_LEVEL = 2  # locality: not into the first-level cache, which the block at work fills
+_LINE = 64  # bytes of a cache line
+_SECOND_LEVEL = 2  # locality: not into the first-level cache, which the block at work fills
 
 
 def is_streamed(mac: MacIdiom, tile: Tile, output: Image, nbytes: int) -> bool:
@@ -51,10 +51,22 @@ def prefetch_share(
         nbytes: Bytes of the run.
     """
     index = at.h // tile.th * -(-output.w // tile.tw) + at.w // tile.tw
-    skipped, count = share(index, _tiles(tile, output), -(-nbytes // LINE))
-    start = T.Bind(first + skipped * LINE)
+    prefetch_part(buffer, (index, _tiles(tile, output)), first, nbytes)
+
+
+def prefetch_part(buffer: Any, part: tuple[Any, int], first: Any, nbytes: int) -> None:
+    """Ask for one of several equal parts of a run.
+
+    Args:
+        buffer: Weights.
+        part: Number of the part, and how many there are.
+        first: Element the run starts with.
+        nbytes: Bytes of the run.
+    """
+    skipped, count = share(*part, -(-nbytes // _LINE))
+    start = T.Bind(first + skipped * _LINE)
     for line in range(count):
-        prefetch(buffer, start + line * LINE, SECOND_LEVEL)
+        prefetch(buffer, start + line * _LINE, _SECOND_LEVEL)
 
 
 def share(index: Any, tiles: int, lines: int) -> tuple[Any, int]:

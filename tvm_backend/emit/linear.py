@@ -6,7 +6,7 @@ once, and each weight is read exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -62,13 +62,12 @@ def linear_kernel(
         output_zero_point=grid.zero_point, qmin=grid.qmin, qmax=grid.qmax,
         input_qmax=input_qmax,
     )  # fmt: skip
-    codes = _as_kernel(weight)
-    macs = conv_macs(problem, codes, bias, target)
-    stage = requantize_stage(problem, macs[0], multiplier, shift, target)
-    return replace(
-        _kernel(problem, stage, codes, bias, macs, target, tile, form),
-        inputs=(source,), output=output,
-    )  # fmt: skip
+
+    def stage(macs: Sequence[Mac]) -> OutputStage:
+        return requantize_stage(problem, macs[0], multiplier, shift, target)
+
+    made = _kernel(problem, stage, weight, bias, target, tile, form)
+    return replace(made, inputs=(source,), output=output)
 
 
 def linear_accumulate_kernel(
@@ -84,36 +83,34 @@ def linear_accumulate_kernel(
     input_qmax: int = 255,
 ) -> Kernel:
     """`reference.linear_accumulate`: output accumulators; arguments as `linear_kernel`."""
-    rows, codes = _as_rows(output), _as_kernel(weight)
+    rows = _as_rows(output)
     problem = ConvProblem(
         _as_rows(source), rows, (1, 1), input_zero_point=input_zero_point, input_qmax=input_qmax
     )
-    macs = conv_macs(problem, codes, bias, target)
-    stage = Accumulate(rows, macs[0].idiom)
-    return replace(
-        _kernel(problem, stage, codes, bias, macs, target, tile, form),
-        inputs=(source,), output=output,
-    )  # fmt: skip
+
+    def stage(macs: Sequence[Mac]) -> OutputStage:
+        return Accumulate(rows, macs[0].idiom)
+
+    made = _kernel(problem, stage, weight, bias, target, tile, form)
+    return replace(made, inputs=(source,), output=output)
 
 
 def _kernel(
     problem: ConvProblem,
-    stage: OutputStage,
-    codes: np.ndarray,
+    make_stage: Callable[[Sequence[Mac]], OutputStage],
+    weight: np.ndarray,
     bias: np.ndarray,
-    macs: Sequence[Mac],
     target: Target,
     tile: Tile | AmxPlan | None,
     form: WeightForm | None,
 ) -> Kernel:
+    codes = np.asarray(weight)[:, :, None, None]  # [O, K, 1, 1]
+    macs = conv_macs(problem, codes, bias, target)
+    stage = make_stage(macs)
     if isinstance(tile, AmxPlan):
         return amx_kernel("linear", problem, stage, codes, bias, target, tile)
     others = amx_alternatives("linear", problem, stage, codes, bias, target) if form is None else ()
     return gemm_kernel("linear", problem, stage, codes, bias, macs, tile, others, form)
-
-
-def _as_kernel(weight: np.ndarray) -> np.ndarray:
-    return np.asarray(weight)[:, :, None, None]  # [O, K, 1, 1]
 
 
 def _as_rows(image: Image) -> Image:

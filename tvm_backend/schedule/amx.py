@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
 
 from fxquant.targets import TileUnit
 from tvm_backend.schedule.tiles import SPREAD_ROWS, split
 
-BUFFER_BYTES = 3 << 13  # of the sums of a block
-LEAST_POSITIONS = 4  # fewer pixels are bound by their weights: no work for a matrix unit
+_BUFFER_BYTES = 3 << 13  # of the sums of a block
+_LEAST_PIXELS = 4  # fewer pixels are bound by their weights: no work for a matrix unit
 SMALL_WEIGHTS = 1 << 16  # bytes of weights that are read again for each block of pixels
 _MOST_TILES = 4  # tiles of activations in a block
 _SUMS = 4  # tiles of sums
@@ -73,6 +75,10 @@ class AmxLayer:
         """Of a vector of output channels."""
         return self.taps * self.steps * self.unit.reduction * self.unit.lanes
 
+    def blocks(self, plan: AmxPlan) -> tuple[int, int]:
+        """Blocks of an image, down and across."""
+        return -(-self.rows // plan.rows), -(-self.cols // plan.cols)
+
 
 @dataclass(frozen=True, slots=True)
 class AmxPlan:
@@ -82,7 +88,8 @@ class AmxPlan:
         cycles: Expected for the whole layer.
         rows: Output rows of a block.
         cols: Output columns of a block; all where it has several rows.
-        joined: Whether its rows are one run.
+        pitch: Windows from one of its rows to the next where they are one run; 0 if every row is
+            a run of its own.
         tiles: Tiles of activations in a run.
         size: Rows of a tile.
         vectors: Vectors of output channels of a block.
@@ -94,7 +101,7 @@ class AmxPlan:
     cycles: float
     rows: int
     cols: int
-    joined: bool
+    pitch: int
     tiles: int
     size: int
     vectors: int
@@ -102,20 +109,15 @@ class AmxPlan:
     pixels_first: bool
 
     def __str__(self) -> str:
-        run, shape = "j" if self.joined else "x", "t" if self.tall else "s"
+        run, shape = "j" if self.pitch else "x", "t" if self.tall else "s"
         order = "p" if self.pixels_first else "c"
         tiles = f"m{self.tiles}x{self.size}v{self.vectors}"
         return f"b{self.rows}{run}{self.cols}{tiles}{shape}{order}"
 
     @property
-    def reordered(self) -> AmxPlan:
-        """The same blocks, visited in the other order."""
-        return replace(self, pixels_first=not self.pixels_first)
-
-    @property
     def runs(self) -> int:
         """Runs of windows in a block."""
-        return 1 if self.joined else self.rows
+        return 1 if self.pitch else self.rows
 
     @property
     def kept(self) -> tuple[int, int]:
@@ -125,62 +127,71 @@ class AmxPlan:
             return min(tiles, _SUMS), 1
         return min(tiles, 2), _SUMS // min(tiles, 2)
 
-    def line(self, pitch: int) -> int:
+    @property
+    def line(self) -> int:
         """Windows from one row of a block to the next, as their sums are stored."""
-        return pitch if self.joined else self.cols
+        return self.pitch or self.cols
 
-    def windows(self, pitch: int) -> int:
+    @property
+    def windows(self) -> int:
         """Windows of a run, from the first pixel to the last one."""
-        return (self.rows - 1) * pitch + self.cols if self.joined else self.cols
+        return _run(self.rows, self.cols, self.pitch)
 
-    def places(self, pitch: int) -> list[tuple[int, int]]:
+    @property
+    def stored(self) -> int:
+        """Windows whose sums are stored."""
+        return self.runs * self.windows
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
         """Run and first window of each tile; the last ones overlap so that none reaches beyond."""
-        last = self.windows(pitch) - self.size
+        last = self.windows - self.size
         starts = [min(i * self.size, last) for i in range(self.tiles)]
         return [(run, start) for run in range(self.runs) for start in starts]
 
 
 def plan_amx(layer: AmxLayer) -> list[AmxPlan]:
     """All blockings, the cheapest first."""
-    if layer.rows * layer.cols * layer.images < LEAST_POSITIONS:
+    if layer.rows * layer.cols * layer.images < _LEAST_PIXELS:
         return []
     small = layer.vectors * layer.weight_bytes <= SMALL_WEIGHTS
     found = []
-    for rows, cols, joined in _blocks(layer):
-        windows = (rows - 1) * layer.pitch + cols if joined else cols
+    for rows, cols, pitch in _shapes(layer):
+        windows = _run(rows, cols, pitch)
         tiles = -(-windows // layer.unit.rows)
         size = -(-windows // tiles)
-        stored = windows if joined else rows * cols
-        for vectors in (4, 2, 1):
-            if vectors > layer.vectors or _bytes(layer, stored, vectors) > BUFFER_BYTES:
-                continue
-            pixels_first = small and -(-layer.rows // rows) >= SPREAD_ROWS
-            for tall in (False, True):
-                plan = AmxPlan(0, rows, cols, joined, tiles, size, vectors, tall, pixels_first)
-                found.append((_cycles(layer, plan), plan))
-    found.sort(key=lambda pair: pair[0])
-    return [replace(plan, cycles=cycles) for cycles, plan in found]
+        pixels_first = small and -(-layer.rows // rows) >= SPREAD_ROWS
+        for vectors, tall in product((4, 2, 1), (False, True)):
+            plan = AmxPlan(0, rows, cols, pitch, tiles, size, vectors, tall, pixels_first)
+            if vectors <= layer.vectors and _buffer_bytes(layer, plan) <= _BUFFER_BYTES:
+                found.append(replace(plan, cycles=_cycles(layer, plan)))
+    return sorted(found, key=lambda plan: plan.cycles)
 
 
-def _bytes(layer: AmxLayer, windows: int, vectors: int) -> int:
-    return windows * vectors * layer.unit.lanes * 4
+def _buffer_bytes(layer: AmxLayer, plan: AmxPlan) -> int:
+    return plan.stored * plan.vectors * layer.unit.lanes * 4
 
 
-def _blocks(layer: AmxLayer) -> Iterator[tuple[int, int, bool]]:
-    """Rows and columns that blocks of a layer may have, and whether the rows are joined."""
+def _run(rows: int, cols: int, pitch: int) -> int:
+    """Windows of a run; one with a pitch has all rows."""
+    return (rows - 1) * pitch + cols if pitch else cols
+
+
+def _shapes(layer: AmxLayer) -> Iterator[tuple[int, int, int]]:
+    """Rows, columns and pitch that blocks of a layer may have."""
     most = _MOST_TILES * layer.unit.rows
     widths = {-(-layer.cols // count) for count in range(1, layer.cols + 1)}
-    yield from ((1, cols, False) for cols in sorted(widths) if cols <= most)
+    yield from ((1, cols, 0) for cols in sorted(widths) if cols <= most)
     heights = {-(-layer.rows // count) for count in range(1, layer.rows + 1)} - {1}
     for rows in sorted(heights):
-        if layer.pitch >= layer.cols and (rows - 1) * layer.pitch + layer.cols <= most:
-            yield rows, layer.cols, True
+        if layer.pitch >= layer.cols and _run(rows, layer.cols, layer.pitch) <= most:
+            yield rows, layer.cols, layer.pitch
         if rows * -(-layer.cols // layer.unit.rows) <= 2 * _MOST_TILES:  # a row has its own
-            yield rows, layer.cols, False
+            yield rows, layer.cols, 0
 
 
 def _cycles(layer: AmxLayer, plan: AmxPlan) -> float:
-    blocks = layer.images * -(-layer.rows // plan.rows) * -(-layer.cols // plan.cols)
+    blocks = layer.images * prod(layer.blocks(plan))
     spans = split(layer.vectors, plan.vectors)
     return blocks * sum(span.count * _block_cycles(layer, plan, span.step) for span in spans)
 
@@ -188,13 +199,14 @@ def _cycles(layer: AmxLayer, plan: AmxPlan) -> float:
 def _block_cycles(layer: AmxLayer, plan: AmxPlan, vectors: int) -> float:
     """Products and output of a block; the processor looks ahead and overlaps small ones."""
     finished = plan.rows * plan.cols * vectors
-    products, output = _product_cycles(layer, plan, vectors), finished * _FINISH.get(vectors, 8.8)
+    products = _product_cycles(layer, plan, vectors)
+    output = finished * _FINISH.get(vectors, _FINISH[1])
     exposed = min(1, (finished / _OVERLAPPED) ** _POWER)
     return max(products, output) + exposed * min(products, output) + _BLOCK
 
 
 def _product_cycles(layer: AmxLayer, plan: AmxPlan, vectors: int) -> float:
-    product = max(min(plan.size + _START, layer.unit.rows), _LEAST_PRODUCT)
+    cycles = max(min(plan.size + _START, layer.unit.rows), _LEAST_PRODUCT)
     near = vectors * layer.weight_bytes <= _NEAR_BYTES
     weights = layer.depth / 8 if near else layer.depth * layer.unit.lanes / _FAR
     read = plan.rows * plan.cols / layer.cols * layer.row_bytes
@@ -204,7 +216,7 @@ def _product_cycles(layer: AmxLayer, plan: AmxPlan, vectors: int) -> float:
     for down in split(plan.runs * plan.tiles, tiles):
         for across in split(vectors, kept):
             sums = down.step * across.step
-            step = max(sums * product, down.step * pixels + across.step * weights)
+            step = max(sums * cycles, down.step * pixels + across.step * weights)
             region = layer.taps * layer.chunks * step + sums * _STORE * plan.size
             total += down.count * across.count * region
     return total

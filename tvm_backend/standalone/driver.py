@@ -177,13 +177,15 @@ def driver_source(facts: Facts, model: Model) -> str:
         for bits in model.weights.widths
     ]
     steps = _steps(facts.name, model)
+    permission = permitted = ""
+    if model.program.target.tiles is not None:
+        permission = _PERMISSION
+        permitted = f"  if (!may_use_tiles()) return {facts.name.upper()}_ERROR_PERMISSION;\n"
     unused = [f"  (void){n};\n" for n in ("arena", "weights", "quantized", "inputs", "outputs")]
     return _DRIVER.substitute(
         facts.substitutions,
-        permission=_PERMISSION if facts.tiles else "",
-        permitted=f"  if (!may_use_tiles()) return {facts.name.upper()}_ERROR_PERMISSION;\n"
-        if facts.tiles
-        else "",
+        permission=permission,
+        permitted=permitted,
         tag=_TAG,
         prototypes="\n".join(prototypes),
         tables=_tables(facts.name, model.tensors),

@@ -148,14 +148,12 @@ class Facts:
         target: Name of the target.
         version: Version of fxquant.
         arena_bytes: Size of the arena.
-        tiles: Whether kernels use AMX tiles.
     """
 
     name: str
     target: str
     version: str
     arena_bytes: int
-    tiles: bool = False
 
     @property
     def substitutions(self) -> dict[str, str]:
