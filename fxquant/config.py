@@ -1,9 +1,9 @@
 """What to quantize and how finely: presets, and rules by type, pattern and name.
 
-Precedence, weakest first, as PyTorch users know it: default < operator type < module-name regular
-expression < module name. A rule for a module type holds for its subclasses, where the rule for the
-nearest class wins. A rule of `None` leaves the operator in float. A rule that matches nothing is an
-error.
+Precedence, weakest first, as PyTorch users know it: default < `first_last` < operator type <
+module-name regular expression < module name; `residual_bits` holds whatever the rules say. A rule
+for a module type holds for its subclasses, where the rule for the nearest class wins. A rule of
+`None` leaves the operator in float. A rule that matches nothing is an error.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class Config:
         names: By module path (`"layer1.0.conv1"`) or node name.
         residual_bits: Bits, at least, of residual sums and of what they add. Where a value has more
             than its rule says, layers read a copy with the bits of the rule. None: the rules alone.
-        first_last: Overrides the bits of the first and last weighted layer, and of all that share
-            their weights: of the weights, the results, and what the last one reads (the setting of
-            BRECQ and QDrop). None leaves them.
+        first_last: Instead of the default, the bits of the first and last weighted layer, and of
+            all that share their weights: of the weights, the results, and what the last one reads
+            (the setting of BRECQ and QDrop). None leaves them.
         input_range: Range estimator of the network inputs.
     """
 
