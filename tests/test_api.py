@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxquant
+import tvm_backend
 from fxquant.config import Config, OpConfig
 from fxquant.errors import (
     CalibrationError,
@@ -371,6 +372,17 @@ def test_every_weight_width(weight_bits: int) -> None:
 def test_every_activation_width(activation_bits: int) -> None:
     check_widths(8, activation_bits)
     check_widths(min(activation_bits, 4), activation_bits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight_bits", range(2, 9))
+def test_kernels_of_every_pair_of_widths_are_exact(weight_bits: int) -> None:
+    for activation_bits in (*range(2, 9), 16):
+        config = Config(default=OpConfig(weight_bits, activation_bits))
+        solver = fxquant.solvers.RoundToNearest()
+        quantized = fxquant.quantize(small(), [X], X[:1], config, solver, progress=False)
+        compiled = tvm_backend.compile(quantized, threads=1)
+        assert torch.equal(compiled(X[:2]), quantized(X[:2])), activation_bits
 
 
 def check_widths(weight_bits: int, activation_bits: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
+import fxquant
 import tvm_backend
 from fxquant import targets
 from fxquant.errors import StageError, UnsupportedError
@@ -112,3 +115,15 @@ def test_images_are_images() -> None:
     program = lower(graph, TARGET)
     values = [v for v in program.values.values() if v.storage.dtype == "uint8"]
     assert all(isinstance(value.storage, Image) for value in values)
+
+
+def test_layers_of_one_shape_share_a_kernel() -> None:
+    """Whatever their weights, scales and zero points; another shape is another kernel."""
+    layers = [torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(4)]
+    net = torch.nn.Sequential(*layers, torch.nn.Conv2d(16, 24, 3, padding=1)).eval()
+    quantized = fxquant.quantize(net, [torch.randn(4, 16, 6, 6)], progress=False)
+    program = lower(quantized.integer, TARGET)
+    kernels = [s.kernel for s in program.steps if isinstance(s, Step) and "conv2d" in s.kernel.name]
+    assert len(kernels) == 5 and len({kernel.name for kernel in kernels[:4]}) == 1
+    assert not any((a.constants[0] == b.constants[0]).all() for a, b in pairwise(kernels[:4]))
+    assert sum("conv2d" in name for name in program.kernels) == 2
