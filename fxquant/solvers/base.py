@@ -138,7 +138,7 @@ class ValueProblem:
     consumers: Sequence[Layer]
 
 
-def _silent(_: str) -> None:
+def _silent(_done: int, _total: int) -> None:
     """Nobody listens."""
 
 
@@ -158,7 +158,7 @@ class UnitProblem:
         targets: Its results in the float network, by name, `[S, ...]`.
         samples: How many samples these hold; with axes folded into the first, S is a multiple.
         batch: The only number of samples the program can run at once, None if any will do.
-        report: Takes a word on how far the solver is.
+        report: Takes the steps done and how many there are, now and then.
     """
 
     unit: Unit
@@ -172,7 +172,7 @@ class UnitProblem:
     targets: Mapping[str, Tensor]
     samples: int
     batch: int | None = None
-    report: Callable[[str], None] = _silent
+    report: Callable[[int, int], None] = _silent
 
     def rows_of(self, x: Tensor, chosen: Tensor) -> Tensor:
         """Some samples of an input or a target, by their numbers."""

@@ -134,7 +134,7 @@ class _Region:
         quantized: The same behind the quantized prefix.
         solved: Names of weights that must not change any more.
         rng: Its randomness.
-        report: Takes a word on how far its solver is.
+        report: See UnitProblem.
         targets: Its results in the float network, once known.
         results: Its results behind the quantized prefix, once known.
     """
@@ -145,9 +145,35 @@ class _Region:
     quantized: dict[str, Tensor]
     solved: frozenset[str]
     rng: torch.Generator
-    report: Callable[[str], None]
+    report: Callable[[int, int], None]
     targets: dict[str, Tensor] | None = None
     results: dict[str, Tensor] | None = None
+
+
+class _Report:
+    """Moves the progress bar through a region, so that its time left goes by in long ones, too.
+
+    Args:
+        bar: Counts layers.
+        name: Of the region.
+        layers: Its layers.
+    """
+
+    def __init__(self, bar: tqdm, name: str, layers: int) -> None:
+        self.bar, self.name, self.start, self.layers = bar, name, bar.n, layers
+
+    def __call__(self, done: int, total: int) -> None:
+        """As UnitProblem says; a second solver in the region does not go back."""
+        self._move(round(self.start + self.layers * done / total, 1))
+        self.bar.set_postfix_str(f"{self.name} {done}/{total}")
+
+    def finish(self) -> None:
+        """The region is solved."""
+        self._move(self.start + self.layers)
+        self.bar.n = self.start + self.layers  # a whole number again
+
+    def _move(self, to: float) -> None:
+        self.bar.update(max(to - self.bar.n, 0))
 
 
 class _Driver:
@@ -198,9 +224,7 @@ class _Driver:
             seed = int(self.options.seed) * 1_000_003 + index * 10_007 + number
             rng = torch.Generator().manual_seed(seed % (1 << 64))
 
-            def report(text: str, name: str = unit.name) -> None:
-                bar.set_postfix_str(f"{name} {text}")
-
+            report = _Report(bar, unit.name, len(program.layers))
             region = _Region(unit, program, floats, quantized, frozenset(solved), rng, report)
             if program.layers:
                 bar.set_postfix_str(unit.name)
@@ -212,7 +236,7 @@ class _Driver:
                         self.on_solved(key, record)
                 self.state.apply(record.to(self.state.device))
                 solved.update(record.weights)
-                bar.update(len(program.layers))
+                report.finish()
             targets, rest = self._targets(region), parts[number + 1 :]
             if rest and region.results is None:
                 region.results = self._advance(program, quantized, simulated=True)

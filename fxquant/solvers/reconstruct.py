@@ -169,7 +169,7 @@ class _Loop:
         batches = self._batches()
         for iteration in range(self.training.iterations):
             if iteration % _REPORTS == 0:
-                self.problem.report(f"{iteration}/{self.training.iterations}")
+                self.problem.report(iteration, self.training.iterations)
             progress = iteration / self.training.iterations
             for group, rate in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * progress))

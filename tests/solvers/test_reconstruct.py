@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -268,3 +269,6 @@ def test_the_progress_bar_says_how_far_a_unit_is(capsys: pytest.CaptureFixture[s
     fxquant.quantize(residual(), [X], config=fxquant.W3A3, solver=NetworkTuning(SHORT))
     shown = capsys.readouterr().err
     assert "0/30" in shown and "20/30" in shown
+    within = re.findall(r"([\d.]+)/7 \[\d+:\d+<\d+:\d+,[^]]*network (\d+)/30", shown)  # time left
+    assert {("2.3", "10"), ("4.7", "20")} <= set(within)
+    assert "| 7/7 [" in shown
