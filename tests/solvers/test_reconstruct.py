@@ -77,9 +77,8 @@ class Solved:
         weights, biases, grids = self.weights(after), self.biases(after), self.grids(after)
 
         def parameters(node: Node) -> tuple[Tensor, Tensor]:
-            return weights[self.problem.layers[node.name].weight_name].dequantize(), biases[
-                node.name
-            ]
+            weight = weights[self.problem.layers[node.name].weight_name]
+            return weight.dequantize(), biases[node.name]
 
         def on_grid(name: str, value: Tensor) -> Tensor:
             grid, bounds = grids[name], Operand.of(grids[name])
@@ -144,16 +143,16 @@ def test_a_rate_moves_its_parameters_and_no_others(rate: str, regions: list[Solv
     for region in regions:
         for name, start in region.weights(after=False).items():
             weight = region.weights(after=True)[name]
-            moved |= {"code_rate"} if not torch.equal(start.codes, weight.codes) else set()
-            scales = start.qparams.scale, weight.qparams.scale
-            moved |= {"scale_rate"} if not torch.allclose(*scales, rtol=1e-6) else set()
+            if not torch.equal(start.codes, weight.codes):
+                moved.add("code_rate")
+            if not torch.allclose(start.qparams.scale, weight.qparams.scale, rtol=1e-6):
+                moved.add("scale_rate")
         for name, bias in region.biases(after=False).items():
-            moved |= (
-                {"bias_rate"} if not torch.equal(bias, region.biases(after=True)[name]) else set()
-            )
+            if not torch.equal(bias, region.biases(after=True)[name]):
+                moved.add("bias_rate")
         for name, grid in region.grids(after=False).items():
-            same = torch.equal(grid.scale, region.grids(after=True)[name].scale)
-            moved |= set() if same else {"activation_rate"}
+            if not torch.equal(grid.scale, region.grids(after=True)[name].scale):
+                moved.add("activation_rate")
     assert moved == {rate}
 
 

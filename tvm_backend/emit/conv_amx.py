@@ -222,11 +222,12 @@ class _AmxEmitter:
         col = w * problem.stride[1] - problem.padding[2]
         origin = T.Bind(problem.source.offset(n, row, col, 0))
         vector = T.Bind(span.first + block * span.step)
-        together = range(0, len(plan.places), plan.kept[0])
+        tiles, kept = plan.places, plan.kept[0]
+        together = range(0, len(tiles), kept)
         shares = self.down * self.across * len(together)
         for first, vectors in _groups(span.step, plan):
             for index, start in enumerate(together):
-                places = plan.places[start : start + plan.kept[0]]
+                places = tiles[start : start + kept]
                 ahead = (i * self.across + j) * len(together) + index, shares
                 self._region(
                     buffers, sums, origin, vector + first, span.step, first, vectors, places, ahead

@@ -238,8 +238,7 @@ def _functions(name: str, model: Model) -> dict[str, object]:
 
 
 def _write_sources(folder: Path, name: str, model: Model, linked: bool) -> list[str]:
-    target = model.program.target
-    facts = Facts(name, str(target), __version__, max(model.plan.nbytes, 1))
+    facts = Facts(name, str(model.program.target), __version__, max(model.plan.nbytes, 1))
     sources = {
         f"{name}.h": header_source(facts, model.tensors),
         f"{name}.c": driver_source(facts, model),
