@@ -118,6 +118,21 @@ class LayerSolution:
 
 
 @dataclass(frozen=True, slots=True)
+class Reader:
+    """A layer that reads a value, itself or behind operators that keep its grid.
+
+    Attributes:
+        layer: The layer, not solved yet: its weights are `layer.start`.
+        float_operand: Its `x` in the float network, in chunks of samples `[S, ...]`.
+        operand: The same under the quantized prefix, `[S, ...]`, before the value is rounded.
+    """
+
+    layer: Layer
+    float_operand: Sequence[Tensor]
+    operand: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class ValueProblem:
     """A value whose grid may be chosen anew.
 
@@ -127,7 +142,7 @@ class ValueProblem:
         finest: Smallest legal scale.
         float_value: The value in the float network, in chunks of samples `[S, ...]`.
         value: The same under the quantized prefix, `[S, ...]`, before it is rounded to its grid.
-        consumers: The layers that read it as `x` (not solved yet: their weights are `layer.start`).
+        readers: The layers that read it.
     """
 
     name: str
@@ -135,7 +150,7 @@ class ValueProblem:
     finest: float
     float_value: Sequence[Tensor]
     value: Sequence[Tensor]
-    consumers: Sequence[Layer]
+    readers: Sequence[Reader]
 
 
 def _silent(_done: int, _total: int) -> None:

@@ -226,12 +226,12 @@ class _Driver:
 
             report = _Report(bar, unit.name, len(program.layers))
             region = _Region(unit, program, floats, quantized, frozenset(solved), rng, report)
-            if program.layers:
+            if taking_part := _taking_part(steps, program):
                 bar.set_postfix_str(unit.name)
                 key = f"{index}.{number}.{unit.name}"
                 record = self.finished.get(key)
                 if record is None:
-                    record = self.finished[key] = self._solve(region, steps).to(CPU)
+                    record = self.finished[key] = self._solve(region, taking_part).to(CPU)
                     if self.on_solved is not None:
                         self.on_solved(key, record)
                 self.state.apply(record.to(self.state.device))
@@ -347,7 +347,7 @@ class _Driver:
     def _problem(self, region: _Region) -> UnitProblem:
         program = region.program
         gridded = [n for n in program.nodes if meta.quant(n) is not None]
-        own = {n.name: meta.qparams(n) for n in gridded if meta.grid_owner(n) is n}
+        own = {n.name: meta.qparams(n) for n in program.gridded}
         shared = [
             meta.grid_owner(n) for n in (*gridded, *program.inputs) if meta.quant(n) is not None
         ]
@@ -367,6 +367,12 @@ class _Driver:
             self.options.batch,
             region.report,
         )
+
+
+def _taking_part(steps: Sequence[Solver], program: Program) -> Sequence[Solver]:
+    """The steps that find something to solve in a region: without layers, those that take grids."""
+    layerwise = [s for s in steps if isinstance(s, LayerSolver)]
+    return steps if program.layers else layerwise if program.gridded else ()
 
 
 def _runs(steps: Sequence[Solver]) -> Iterator[tuple[bool, list[Solver]]]:

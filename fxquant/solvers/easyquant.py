@@ -10,8 +10,9 @@ Problem, for every layer: inverse scales S of its input and of its weight such t
 it. Candidates are `n` evenly spaced values of S in `[low, high]` times the present one, and the
 present one: the cosine never decreases.
 
-* S_a, as a value is produced: one number for all layers that read it, maximizing the sum of their
-  cosines with the weights they have then. Of a value no layer reads, the cosine of the value.
+* S_a, as a value is produced: one number for all layers that read it, itself or behind operators
+  that keep its grid (max pooling, reshaping), maximizing the sum of their cosines with the weights
+  they have then. Of a value no layer reads, the cosine of the value.
 * S_w, as a layer is solved: one number a channel. A candidate is tried for all channels at once
   and each keeps its own best, for a channel of the weight touches that channel of O only.
 
@@ -91,10 +92,11 @@ class EasyQuant(LayerSolver):
 
     def choose_grid(self, problem: ValueProblem) -> QParams:
         """See LayerSolver."""
-        if not problem.consumers:
+        if not problem.readers:
             return self._search_grid(problem, [_Plain(problem)])
-        views = [_View.of(c, problem.float_value, problem.value, self.positions)
-                 for c in problem.consumers]  # fmt: skip
+        views = [
+            _View.of(r.layer, r.float_operand, r.operand, self.positions) for r in problem.readers
+        ]
         grid = self._search_grid(problem, views)
         for _ in range(1, self.rounds):
             refined = [replace(v, weight=self._reader_weight(v, grid)) for v in views]

@@ -30,6 +30,7 @@ class Program:
         inputs: Values they read from outside.
         outputs: Values that are read outside, or are results of the network.
         layers: Weighted integer operators among them.
+        gridded: Operators whose results have a grid of their own.
     """
 
     def __init__(self, gm: GraphModule, nodes: Sequence[Node]) -> None:
@@ -40,6 +41,8 @@ class Program:
         self.inputs = tuple(dict.fromkeys(outside))
         self.outputs = tuple(n for n in nodes if any(u not in inside for u in n.users))
         self.layers = tuple(n for n in nodes if meta.is_layer(n))
+        quantized = (n for n in nodes if meta.quant(n) is not None)
+        self.gridded = tuple(n for n in quantized if meta.grid_owner(n) is n)
         self._dead = self._last_uses()
 
     def _last_uses(self) -> list[list[str]]:

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from fxquant.ir import meta
 from fxquant.solvers.activations import span_of
-from fxquant.solvers.base import LayerProblem, LayerSolver, ValueProblem
+from fxquant.solvers.base import LayerProblem, LayerSolver, Reader, ValueProblem
 from fxquant.solvers.program import Program
 from fxquant.solvers.state import NetworkState, Record
 
@@ -61,7 +61,7 @@ class Walk:
                 self.program.evaluate(node, v, self.state.parameters, self.state.on_grid)
                 for v in self.values
             ]
-            if meta.quant(node) is not None and meta.grid_owner(node) is node:
+            if node in self.program.gridded:
                 self._choose_grid(node, plain, steps, record)
             for values, value in zip(self.values, plain, strict=True):
                 values[node.name] = self.program.settle(node, value, self.state.on_grid)
@@ -104,14 +104,30 @@ class Walk:
         self, node: Node, plain: Sequence[Tensor], steps: Sequence[LayerSolver], record: Record
     ) -> None:
         """Offer the value's grid to every step, together with the layers that read it."""
-        readers = [u for u in node.users if meta.is_layer(u) and u.args[0] is node]
-        consumers = [self.state.layer(u, frozenset(self.solved)) for u in readers]
         float_value = [values[node.name] for values in self.float_values]
+        readers = self._readers(node, float_value, plain)
         for step in steps:
             grid = meta.qparams(node)
             problem = ValueProblem(
-                node.name, grid, self.state.finest(node.name), float_value, plain, consumers
+                node.name, grid, self.state.finest(node.name), float_value, plain, readers
             )
             chosen = step.choose_grid(problem)
             if chosen is not grid:
                 record.grids.update(self.state.set_grids({node.name: chosen}))
+
+    def _readers(
+        self, node: Node, float_value: Sequence[Tensor], value: Sequence[Tensor]
+    ) -> list[Reader]:
+        """The layers that read a value, also through poolings and the like, with what they see."""
+        found = []
+        for user in node.users:
+            if meta.is_layer(user) and user.args[0] is node:
+                layer = self.state.layer(user, frozenset(self.solved))
+                found.append(Reader(layer, float_value, value))
+            elif meta.shares_grid(user):
+                both = (
+                    [self.program.evaluate(user, {node.name: x}) for x in chunks]
+                    for chunks in (float_value, value)
+                )
+                found += self._readers(user, *both)
+        return found

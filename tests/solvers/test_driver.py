@@ -90,33 +90,6 @@ def test_operands_come_under_both_prefixes() -> None:
     assert layer.output is not None and quantized is not None
 
 
-class Grids(Recording):
-    """Keeps the names of the layers that a value's grid was offered with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.readers: dict[str, list[str]] = {}
-
-    def choose_grid(self, problem: ValueProblem) -> QParams:
-        self.readers[problem.name] = [layer.node.name for layer in problem.consumers]
-        return problem.grid
-
-
-def test_a_grid_is_offered_with_all_layers_that_read_the_value() -> None:
-    class Branches(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.a, self.b = (nn.Conv2d(3, 3, k, padding=k // 2) for k in (1, 1, 3))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.stem(x).relu()
-            return torch.cat([self.a(x), self.b(x)], 1)
-
-    solver = Grids()
-    fxquant.quantize(Branches().eval(), [X], solver=solver, progress=False)
-    assert solver.readers["stem"] == ["a", "b"] and solver.readers["a"] == []
-
-
 def test_layers_see_as_many_samples_as_fit_the_memory() -> None:
     def seen(memory: int) -> list[int]:
         solver = Recording()

@@ -16,9 +16,9 @@ from fxquant.ops.clamp import apply_clamp
 from fxquant.solvers import (
     GPTQ,
     EasyQuant,
-    Layer,
     LayerProblem,
     LayerSolution,
+    Reader,
     RoundToNearest,
     ValueProblem,
 )
@@ -43,20 +43,22 @@ def one_minus_cosine(a: Tensor, b: Tensor) -> float:
 def value_problem(names: list[str], bits: int = 4, finest: float = 0.0) -> ValueProblem:
     """A value that layers of one input shape read."""
     problems = [make_problem(name, bits, seed=i) for i, name in enumerate(names)]
-    consumers = [replace(p.layer, weight_name=f"weight{i}") for i, p in enumerate(problems)]
     first = problems[0]
-    return ValueProblem(
-        "value", grid(0.3, bits), finest,
-        [operands[0] for operands in first.float_operands],
-        [operands[0] for operands in first.quantized_operands], consumers,
-    )  # fmt: skip
+    floats = [operands[0] for operands in first.float_operands]
+    value = [operands[0] for operands in first.quantized_operands]
+    readers = [
+        Reader(replace(p.layer, weight_name=f"weight{i}"), floats, value)
+        for i, p in enumerate(problems)
+    ]
+    return ValueProblem("value", grid(0.3, bits), finest, floats, value, readers)
 
 
-def reader_cost(layer: Layer, problem: ValueProblem, qparams: QParams) -> float:
+def reader_cost(reader: Reader, qparams: QParams) -> float:
     """The definition, without sampling."""
+    layer = reader.layer
     weight = layer.start.dequantize()
     expected, actual = [], []
-    for x, x_q in zip(problem.float_value, problem.value, strict=True):
+    for x, x_q in zip(reader.float_operand, reader.operand, strict=True):
         expected.append(layer.run((x,), layer.weight, layer.bias))
         actual.append(layer.run((round_value(x_q, qparams),), weight, layer.start_bias))
     clamp = layer.node.kwargs.get("clamp")
@@ -174,10 +176,11 @@ def test_an_equalized_layer_has_the_clamp_of_each_channel() -> None:
 def test_readers_of_a_value_are_searched_jointly(bits: int) -> None:
     """Against the definition: no candidate has a better sum over the readers."""
     problem = value_problem(["plain", "asymmetric"], bits)
-    problem.consumers[0].node.kwargs = {**problem.consumers[0].node.kwargs, "clamp": (0.0, None)}
+    node = problem.readers[0].layer.node
+    node.kwargs = {**node.kwargs, "clamp": (0.0, None)}
 
     def total(qparams: QParams) -> float:
-        return sum(reader_cost(c, problem, qparams) for c in problem.consumers)
+        return sum(reader_cost(r, qparams) for r in problem.readers)
 
     chosen = ALL.choose_grid(problem)
     scales = 0.3 / torch.linspace(0.5, 2, 20, dtype=torch.float64)
@@ -190,16 +193,16 @@ def test_readers_of_a_value_are_searched_jointly(bits: int) -> None:
 def test_the_sum_is_a_compromise() -> None:
     problem = value_problem(["plain", "asymmetric"])
     joint = ALL.choose_grid(problem)
-    alone = [ALL.choose_grid(replace(problem, consumers=[c])) for c in problem.consumers]
-    for consumer, own in zip(problem.consumers, alone, strict=True):
-        best, shared = (reader_cost(consumer, problem, g) for g in (own, joint))
+    alone = [ALL.choose_grid(replace(problem, readers=[r])) for r in problem.readers]
+    for reader, own in zip(problem.readers, alone, strict=True):
+        best, shared = (reader_cost(reader, g) for g in (own, joint))
         assert best <= shared + 1e-6
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_a_value_without_readers_is_searched_for_itself(bits: int) -> None:
     problem = value_problem(["plain"], bits)
-    problem = replace(problem, consumers=[])
+    problem = replace(problem, readers=[])
     chosen = ALL.choose_grid(problem)
     x, x_q = torch.cat(list(problem.float_value)), torch.cat(list(problem.value))
     before, after = (one_minus_cosine(x, round_value(x_q, g)) for g in (problem.grid, chosen))
@@ -219,16 +222,18 @@ def test_further_rounds_see_the_weights_as_they_will_be() -> None:
     def result(solver: EasyQuant) -> float:
         """Sum over the readers after their weights are searched on the chosen grid."""
         chosen, total = solver.choose_grid(problem), 0.0
-        for consumer in problem.consumers:
+        for reader in problem.readers:
             on_grid = [(round_value(x, chosen),) for x in problem.value]
-            layer = replace(consumer, input=chosen)
+            layer = replace(reader.layer, input=chosen)
             floats = [(x,) for x in problem.float_value]
             weight = ALL.solve_layer(LayerProblem(layer, floats, on_grid), RNG).weight
-            total += reader_cost(replace(layer, start=weight), problem, chosen)
+            solved = replace(reader, layer=replace(layer, start=weight))
+            total += reader_cost(solved, chosen)
         return total
 
     assert result(replace(ALL, rounds=3)) <= result(ALL) + 1e-6
-    frozen = replace(problem, consumers=[replace(c, frozen=True) for c in problem.consumers])
+    readers = [replace(r, layer=replace(r.layer, frozen=True)) for r in problem.readers]
+    frozen = replace(problem, readers=readers)
     first, second = (replace(ALL, rounds=r).choose_grid(frozen) for r in (1, 2))
     assert float(second.scale) > 0 and float(first.scale) > 0
 
