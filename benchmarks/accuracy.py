@@ -5,7 +5,7 @@ Needs a directory with `model_defs.py`, weights and image tars (argument `--asse
 integer network on the test images: top-1, drop against FP32, agreement with FP32, logit SQNR,
 calibration time, and whether compiled == reference on a sample.
 
-A cell is a network, a configuration, a recipe (see fxquant/recipes/named.py) and a seed. Finished
+A cell is a network, a configuration, a recipe (see recipes.py) and a seed. Finished
 cells are kept in a JSON file and not measured again; `--tables` rebuilds the tables from it, and
 `--document docs/results.md` puts them there.
 """
@@ -29,7 +29,7 @@ from benchmarks.assets import NETS, Assets
 from benchmarks.configurations import CONFIGURATIONS, configuration
 from benchmarks.document import rewrite
 from benchmarks.tables import tables
-from fxquant.recipes import RECIPES
+from benchmarks.recipes import RECIPES
 
 BATCH = 32
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"

@@ -15,7 +15,7 @@ from typing import Any
 import fxquant
 from benchmarks.assets import pixels
 from benchmarks.configurations import CONFIGURATIONS, MIXED, PRESETS
-from fxquant.recipes import RECIPES
+from benchmarks.recipes import RECIPES
 from fxquant.recipes.defaults import default_steps
 
 STALE = "†"
