@@ -28,8 +28,8 @@ import tvm_backend
 from benchmarks.assets import NETS, Assets
 from benchmarks.configurations import CONFIGURATIONS, configuration
 from benchmarks.document import rewrite
-from benchmarks.tables import tables
 from benchmarks.recipes import RECIPES
+from benchmarks.tables import tables
 
 BATCH = 32
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
