@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from fxquant.recipes import RECIPES as NAMED
-from fxquant.solvers import Solver
+from fxquant.recipes.named import Steps
 from fxquant.solvers.reconstruct import Reconstruction
 
 _LONG = {"adaround": 1200, "brecq": 800, "qdrop": 800}  # iterations of what trains codes
 
 
-def _longer(name: str, iterations: int) -> tuple[Solver, ...]:
+def _longer(name: str, iterations: int) -> Steps:
     """A recipe whose codes are trained for longer."""
 
-    def step(solver: Solver) -> Solver:
+    def step(solver: Any) -> Any:
         if not isinstance(solver, Reconstruction) or solver.training.code_rate == 0:
             return solver
         return replace(solver, training=replace(solver.training, iterations=iterations))
@@ -27,7 +28,7 @@ def _longer(name: str, iterations: int) -> tuple[Solver, ...]:
     return tuple(step(solver) for solver in NAMED[name]() or ())
 
 
-RECIPES: dict[str, Callable[[], tuple[Solver, ...] | None]] = {
+RECIPES: dict[str, Callable[[], Steps | None]] = {
     **NAMED,
     **{f"{name}-long": (lambda n=name, i=i: _longer(n, i)) for name, i in _LONG.items()},
 }

@@ -12,28 +12,33 @@ from fxquant.solvers import (
     BRECQ,
     GPTQ,
     UWC,
+    ActivationEqualization,
     ActivationSteps,
     AdaRound,
     AttentionRound,
     BiasCorrection,
     BitSplit,
+    CrossLayerEqualization,
     EasyQuant,
+    Equalization,
     QDrop,
     RoundToNearest,
     Scope,
     Solver,
 )
 
-Steps = tuple[Solver, ...]
-_NEAREST: Steps = (RoundToNearest(), BiasCorrection())
+Steps = tuple[Solver | Equalization, ...]
+_NEAREST: tuple[Solver, ...] = (RoundToNearest(), BiasCorrection())
 
 RECIPES: dict[str, Callable[[], Steps | None]] = {
     "default": lambda: None,
     "rtn-max": lambda: (RoundToNearest("max"),),
     "rtn-mse": lambda: (RoundToNearest("mse"),),
     "rtn-mse+bias": lambda: (RoundToNearest("mse"), BiasCorrection()),
+    "cle": lambda: (CrossLayerEqualization(), *_NEAREST),
     "easyquant": lambda: (EasyQuant(), BiasCorrection()),
     "bit-split": lambda: (BitSplit(),),
+    "ecaq+bit-split": lambda: (ActivationEqualization(), BitSplit()),
     "gptq": lambda: (GPTQ(),),
     "adaround": lambda: (*_NEAREST, AdaRound()),
     "brecq": lambda: (*_NEAREST, BRECQ(), ActivationSteps()),

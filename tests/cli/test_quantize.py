@@ -11,6 +11,7 @@ from PIL import Image
 
 import fxquant
 from fxquant.recipes import RECIPES, recipe
+from fxquant.solvers import Equalization, Solver
 from tests.cli.conftest import MODEL, Run
 from tests.cli.nets import tiny
 
@@ -127,7 +128,7 @@ def test_interrupted_runs_go_on(run: Run, data: Path, tmp_path: Path) -> None:
 def test_every_recipe_makes_steps(name: str) -> None:
     steps = recipe(name)
     assert (steps is None) == (name == "default")
-    assert steps is None or all(isinstance(s, fxquant.solvers.Solver) for s in steps)
+    assert steps is None or all(isinstance(s, Solver | Equalization) for s in steps)
 
 
 def test_unknown_recipes_are_refused() -> None:
