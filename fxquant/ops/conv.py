@@ -39,12 +39,22 @@ def conv2d(
         clamp: Real bounds of a fused activation.
     """
     top, bottom, left, right = padding
-    if top == bottom and left == right and min(padding) >= 0:
-        y = F.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
-    else:
-        y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, dilation,
-                     groups)  # fmt: skip
+    pointwise = _is_thin_pointwise(weight, stride)
+    if pointwise or top != bottom or left != right or min(padding) < 0:
+        x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
+    if pointwise:
+        x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
+    y = F.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
     return apply_clamp(y if residual is None else y + residual, clamp)
+
+
+def _is_thin_pointwise(weight: Tensor, stride: tuple[int, int]) -> bool:
+    """Whether oneDNN's gradient of the weight would write outside of its buffers.
+
+    It does for strided 1x1 kernels over channels-last values with fewer channels than a vector has
+    lanes: the process crashes, or the gradient is wrong (uxlfoundation/oneDNN, issue 6035).
+    """
+    return tuple(weight.shape[2:]) == (1, 1) and stride != (1, 1) and weight.shape[1] < 16
 
 
 def conv_transpose2d(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fxquant.errors import NumericsError
 from fxquant.ops.conv import conv2d, conv_transpose2d, linear
@@ -19,6 +20,7 @@ from tests.ops.harness import (
     value,
     weight,
 )
+from tests.tolerance import assert_close
 
 # stride, padding (top, bottom, left, right), dilation, groups, C, O, kernel
 CASES = {
@@ -157,3 +159,27 @@ def test_scales_too_far_apart_are_refused_by_name() -> None:
     for scale in (1e-12, 1e12):
         with pytest.raises(NumericsError, match="op"):
             run_integer(conv2d, {"x": x}, Operand(scale, 0, 0, 255), 4, w, **kwargs)
+
+
+@pytest.mark.parametrize("channels", [3, 12, 16])
+@pytest.mark.parametrize("padding", [(0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 1, 0)])
+def test_weights_of_strided_pointwise_layers_get_their_gradient(
+    channels: int, padding: tuple[int, int, int, int]
+) -> None:
+    """oneDNN writes outside of its buffers where channels-last values have few channels."""
+    arguments = {"stride": (2, 2), "padding": padding, "dilation": (1, 1), "groups": 1}
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, channels, 14, 14, generator=generator)
+    weight = torch.randn(5, channels, 1, 1, generator=generator)
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        """The result and the gradient of the weight."""
+        w = weight.to(x.dtype).requires_grad_()
+        y = conv2d(x, w, **arguments)
+        return y.detach(), torch.autograd.grad(y.square().sum(), w)[0]
+
+    exact = run(x.double())
+    for _ in range(20):  # a damaged heap shows sooner or later
+        found = run(x.contiguous(memory_format=torch.channels_last))
+        for actual, expected in zip(found, exact, strict=True):
+            assert_close(actual.double(), expected, 1e-4)
