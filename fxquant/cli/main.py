@@ -12,12 +12,22 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fxquant.cli import analyze, bench, compile, export, inspect, quantize, run, tune
+from fxquant.cli import (
+    allocate,
+    analyze,
+    bench,
+    compile,
+    export,
+    inspect,
+    quantize,
+    run,
+    tune,
+)
 from fxquant.cli.output import plain
 from fxquant.errors import FxQuantError
 from fxquant.version import __version__
 
-COMMANDS = (quantize, inspect, analyze, tune, compile, run, bench, export)
+COMMANDS = (quantize, inspect, analyze, allocate, tune, compile, run, bench, export)
 _INTERRUPTED = 130
 
 _DESCRIPTION = "Quantize convolutional networks, look at them, compile and run them."

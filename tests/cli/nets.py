@@ -39,6 +39,17 @@ def tiny() -> nn.Module:
         return Tiny().eval()
 
 
+def wide() -> nn.Module:
+    """Layers of which some are worth more bits than others."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 8, 3), *(nn.Conv2d(8, 8, 1) for _ in range(4)), nn.Conv2d(8, 2, 1)]
+    with torch.no_grad():
+        for i, layer in enumerate(layers):  # of ever more equal channels
+            layer.weight.lerp_(layer.weight[:1].clone(), 1 - 4.0**-i)
+    return nn.Sequential(*layers).eval()
+
+
 def grey() -> nn.Module:
     return Tiny(1).eval()
 
