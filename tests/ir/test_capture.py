@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -70,6 +71,20 @@ def test_export_is_the_second_try_and_says_so(caplog: pytest.LogCaptureFixture) 
         gm = normalized(model, X)
     check_same_floats(gm, model, [X])
     assert "torch.export" in caplog.text and "test_capture.py" in caplog.text
+
+
+def test_a_refused_model_does_not_fill_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch.export prints the graph it has so far."""
+
+    class DependsOnValues(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            print("said by the model", file=sys.stderr)
+            return x + 1 if bool((x * 2).sum() > 3) else x
+
+    with pytest.raises(CaptureError, match=r"torch\.export: GuardOnDataDependent"):
+        normalized(DependsOnValues(), X)
+    text = capfd.readouterr().err
+    assert "said by the model" in text and "def forward" not in text and "aten" not in text
 
 
 @pytest.mark.parametrize("thing", [None, 3, "resnet18", torch.nn.functional.relu, {"a": 1}])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import logging
 import re
+import sys
 from inspect import Parameter
 from typing import Any
 
@@ -155,10 +158,13 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], cause: Exception) -> G
     """torch.export as the second try; its specialization is announced."""
     place = _user_line(cause)
     reason = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
+    printed = io.StringIO()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.redirect_stderr(printed):
             program = torch.export.export(model, inputs)
     except Exception as error:
+        graph = str(getattr(error, "partial_fx_graph", ""))  # it prints that: thousands of lines
+        sys.stderr.write(printed.getvalue().replace(graph, "").lstrip())
         raise CaptureError(
             "the model cannot be captured as a graph",
             where=place or _user_line(error) or type(model).__name__,
@@ -167,6 +173,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], cause: Exception) -> G
             remedy="remove control flow that depends on tensor values (use torch.where), or "
             "move it out of the module that is quantized",
         ) from error
+    sys.stderr.write(printed.getvalue())
     logger.warning(
         "torch.fx could not trace %s (%s%s); captured with torch.export instead, which fixes "
         "shapes and branches to those of the example inputs",
