@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fxquant.cli import models
-from fxquant.cli.arguments import add_config, add_data, numbers, shape, widths
+from fxquant.cli.arguments import (
+    add_config,
+    add_data,
+    add_shapes,
+    add_time_limit,
+    numbers,
+    widths,
+)
 from fxquant.cli.data import read_data
 from fxquant.cli.output import Result, check_output, show_progress
 from fxquant.errors import ConfigError
@@ -41,16 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="judge layers by the noise they make on --data, and choose by an integer program; "
         "default: by the coding length of their weights, which needs no data",
     )  # fmt: skip
-    parser.add_argument("--minutes", type=float, metavar="M", help="how long to measure at most")
+    add_time_limit(parser, "measure")
     parser.add_argument(
         "--keep", type=Path, metavar="FILE",
         help="keep measurements in this JSON file: the same command goes on where it stopped",
     )  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw loss against bits")
-    parser.add_argument(
-        "--shape", type=shape, action="append", default=[], metavar="N,C,H,W",
-        help="input shape of a model without --data; repeated for models with several inputs",
-    )  # fmt: skip
+    add_shapes(parser, "a model without --data")
     add_config(parser)
     add_data(parser, required=False, samples=32)
 
@@ -103,13 +107,13 @@ def _method(arguments: argparse.Namespace) -> Method:
         ConfigError: Options that go with --measured stand without it, or it has no data.
     """
     if not arguments.measured:
-        if arguments.minutes is not None or arguments.keep is not None:
+        if arguments.time_limit is not None or arguments.keep is not None:
             raise ConfigError("--minutes and --keep are for --measured", remedy="add --measured")
         return CodingLength()
     if arguments.data is None:
         raise ConfigError("--measured measures on data", remedy="pass --data")
-    limit = None if arguments.minutes is None else 60 * arguments.minutes
-    return Sensitivity(samples=arguments.samples, time_limit=limit, file=arguments.keep)
+    limit, file = arguments.time_limit, arguments.keep
+    return Sensitivity(samples=arguments.samples, time_limit=limit, file=file)
 
 
 def _described(allocation: Allocation) -> dict[str, Any]:

@@ -67,6 +67,30 @@ def widths(text: str) -> tuple[int, ...]:
     return tuple(positive(part) for part in text.split(","))
 
 
+def minutes(text: str) -> float:
+    """`0.5` minutes as seconds."""
+    return 60 * float(text)
+
+
+def add_time_limit(parser: argparse.ArgumentParser, work: str) -> None:
+    """Add `--minutes`; the result is `time_limit`, in seconds, None without."""
+    parser.add_argument(
+        "--minutes",
+        type=minutes,
+        dest="time_limit",
+        metavar="M",
+        help=f"how long to {work} at most",
+    )
+
+
+def add_shapes(parser: argparse.ArgumentParser, model: str) -> None:
+    """Add `--shape`, once for each input of a model that is described so."""
+    parser.add_argument(
+        "--shape", type=shape, action="append", default=[], metavar="N,C,H,W",
+        help=f"input shape of {model}; repeated for models with several inputs",
+    )  # fmt: skip
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add `--config`."""
     parser.add_argument(

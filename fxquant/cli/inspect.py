@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.api import prepare
 from fxquant.cli import models
-from fxquant.cli.arguments import add_config, shape
+from fxquant.cli.arguments import add_config, add_shapes
 from fxquant.cli.output import Result, table
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
@@ -36,10 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stage", choices=[s.value for s in Stage], metavar="STAGE",
         help=f"print the graph of a stage: {', '.join(s.value for s in Stage)}",
     )  # fmt: skip
-    parser.add_argument(
-        "--shape", type=shape, action="append", default=[], metavar="N,C,H,W",
-        help="input shape of a model; repeated for models with several inputs",
-    )  # fmt: skip
+    add_shapes(parser, "a model")
     add_config(parser)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fxquant.cli.arguments import TARGETS, positive, target
+from fxquant.cli.arguments import TARGETS, add_time_limit, positive, target
 from fxquant.cli.backend import backend, target_of
 from fxquant.cli.models import read_quantized
 from fxquant.cli.output import Result, check_output, show_progress
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trials", type=positive, default=32, metavar="N",
         help="schedules to measure for each distinct layer (default 32)",
     )  # fmt: skip
-    parser.add_argument("--minutes", type=float, metavar="M", help="how long to search at most")
+    add_time_limit(parser, "search")
     parser.add_argument(
         "--threads", type=positive, metavar="N",
         help="threads of the kernels (default: one a physical core)",
@@ -46,8 +46,7 @@ def execute(arguments: argparse.Namespace) -> Result:
     device = target_of(quantized, arguments.target)
     tuned = backend().tune(
         quantized, arguments.output, device, trials=arguments.trials,
-        time_limit=None if arguments.minutes is None else 60 * arguments.minutes,
-        threads=arguments.threads, progress=show_progress(),
+        time_limit=arguments.time_limit, threads=arguments.threads, progress=show_progress(),
     )  # fmt: skip
     layers = [
         {"nodes": x.nodes, "default": x.default, "best": x.best, "ratio": x.ratio,
