@@ -24,8 +24,9 @@ from fxquant.ir.stages import Stage, verify
 from fxquant.model import Quantized
 from fxquant.passes.annotate import annotate
 from fxquant.passes.fuse import fuse
-from fxquant.prepared import Prepared, Step, split
+from fxquant.prepared import Prepared, split
 from fxquant.solvers.driver import MEMORY, Options
+from fxquant.solvers.equalization import Step
 from fxquant.targets import Target
 from fxquant.version import __version__
 

@@ -26,11 +26,9 @@ from fxquant.recipes.defaults import default_steps, pixels_of
 from fxquant.solvers.base import Solver
 from fxquant.solvers.checkpoint import Checkpoint, fingerprint
 from fxquant.solvers.driver import Options, Solved, solve
-from fxquant.solvers.equalization import Equalization, EqualizationProblem
+from fxquant.solvers.equalization import Equalization, EqualizationProblem, Step
 from fxquant.solvers.state import Record
 from fxquant.targets import Target
-
-Step = Solver | Equalization
 
 SOLVER_SAMPLES = 1024
 SOLVER_INPUT_BYTES = 1 << 30

@@ -12,17 +12,17 @@ from fxquant.solvers import (
     GPTQ,
     UWC,
     ActivationEqualization,
-    Equalization,
     NetworkTuning,
     Solver,
 )
+from fxquant.solvers.equalization import Step
 
 _FINE = 6  # bits from which on a value makes little error
 _ROWS = 100_000  # of a layer's inputs: more than GPTQ takes by itself
 _SMALL = 64 * 64  # pixels of images up to which the whole network is trained
 
 
-def default_steps(config: Config, pixels: int) -> tuple[Solver | Equalization, ...]:
+def default_steps(config: Config, pixels: int) -> tuple[Step, ...]:
     """The steps used when none are named.
 
     Error-compensated codes always. Channels are equalized before, which moves error from the

@@ -20,14 +20,14 @@ from fxquant.solvers import (
     BitSplit,
     CrossLayerEqualization,
     EasyQuant,
-    Equalization,
     QDrop,
     RoundToNearest,
     Scope,
     Solver,
 )
+from fxquant.solvers.equalization import Step
 
-Steps = tuple[Solver | Equalization, ...]
+Steps = tuple[Step, ...]
 _NEAREST: tuple[Solver, ...] = (RoundToNearest(), BiasCorrection())
 
 RECIPES: dict[str, Callable[[], Steps | None]] = {

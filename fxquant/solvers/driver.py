@@ -346,10 +346,11 @@ class _Driver:
 
     def _problem(self, region: _Region) -> UnitProblem:
         program = region.program
-        gridded = [n for n in program.nodes if meta.quant(n) is not None]
         own = {n.name: meta.qparams(n) for n in program.gridded}
         shared = [
-            meta.grid_owner(n) for n in (*gridded, *program.inputs) if meta.quant(n) is not None
+            meta.grid_owner(n)
+            for n in (*program.nodes, *program.inputs)
+            if meta.quant(n) is not None
         ]
         fixed = {n.name: meta.qparams(n) for n in shared if n.name not in own}
         names = [n.name for n in program.inputs]

@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 
 from fxquant.ir import meta
 from fxquant.ir.channels import ChannelClasses, LayerChannels, channel_classes
+from fxquant.solvers.base import Solver
 from fxquant.solvers.channel_statistics import ChannelStatistics, observe_channels
 
 
@@ -97,3 +98,6 @@ class Equalization(ABC):
     @abstractmethod
     def factors(self, problem: EqualizationProblem) -> Tensor:
         """Positive factor of every class, float64 `[classes.count]`; 1 for class 0."""
+
+
+Step = Solver | Equalization  # of a recipe
