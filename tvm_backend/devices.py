@@ -70,9 +70,23 @@ def _may_use_tiles() -> bool:
 
 
 def host_target() -> Target:
-    """The known target with the widest multiply-accumulate that this machine can run."""
+    """The known target with the widest multiply-accumulate that this machine can run.
+
+    Among equals one made for this very processor, else the last of `targets.ALL`.
+    """
     runnable = [(i, t) for i, t in enumerate(targets.ALL) if not missing_features(t)]
-    return max(runnable, key=lambda pair: (pair[1].mac.lanes * pair[1].mac.reduction, pair[0]))[1]
+
+    def merit(choice: tuple[int, Target]) -> tuple[int, bool, int]:
+        i, target = choice
+        return target.mac.lanes * target.mac.reduction, target.processor == _processor(), i
+
+    return max(runnable, key=merit)[1]
+
+
+@cache
+def _processor() -> str:
+    """LLVM's name of this machine's processor."""
+    return str(tvm.get_global_func("target.llvm_get_system_cpu")())
 
 
 def check_target(target: object) -> Target:

@@ -208,6 +208,7 @@ def encode_target(target: Target) -> dict[str, Any]:
         "matrix": [idiom.name for idiom in target.matrix],
         "tiles": "" if target.tiles is None else target.tiles.name,
         "vector_bits": target.vector_bits,
+        "half_width": target.half_width,
         "requires": list(target.requires),
         "emulator": target.emulator,
         "compiler": target.compiler,
@@ -232,5 +233,5 @@ def decode_target(record: dict[str, Any]) -> Target:
     return Target(
         str(record["name"]), llvm, mac, int(record["vector_bits"]), requires,
         str(record["emulator"]), str(record["compiler"]), chains, matrix,
-        units[tiles],
+        units[tiles], bool(record.get("half_width", False)),
     )  # fmt: skip

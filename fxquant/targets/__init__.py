@@ -3,13 +3,21 @@
 from fxquant.targets.arm import ARMV7_NEON, CORTEX_A53, CORTEX_A55, CORTEX_A76, NEOVERSE_V1
 from fxquant.targets.base import MacIdiom, Target, TileUnit
 from fxquant.targets.generic import GENERIC
-from fxquant.targets.x86 import X86_AMX, X86_AVX2, X86_AVX512, X86_AVX_VNNI, X86_VNNI
+from fxquant.targets.x86 import (
+    X86_AMX,
+    X86_AVX2,
+    X86_AVX512,
+    X86_AVX_VNNI,
+    X86_VNNI,
+    X86_ZEN1,
+)
 
 ALL = (
     X86_VNNI,
     X86_AMX,
     X86_AVX512,
     X86_AVX_VNNI,
+    X86_ZEN1,
     X86_AVX2,
     GENERIC,
     CORTEX_A53,
@@ -32,6 +40,7 @@ __all__ = [
     "X86_AVX512",
     "X86_AVX_VNNI",
     "X86_VNNI",
+    "X86_ZEN1",
     "MacIdiom",
     "Target",
     "TileUnit",

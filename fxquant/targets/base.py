@@ -87,6 +87,7 @@ class Target:
             faster. They have the lanes and the storage of `mac`, too.
         tiles: Its matrix unit, for dense layers where the cost model finds it faster. It has the
             lanes and the reduction of `mac`.
+        half_width: Whether execution units are half as wide as the vectors, for the cost model.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Target:
     chains: tuple[MacIdiom, ...] = ()
     matrix: tuple[MacIdiom, ...] = ()
     tiles: TileUnit | None = None
+    half_width: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or self.vector_bits not in (32, 64, 128, 256, 512):
@@ -134,7 +136,15 @@ class Target:
     @property
     def triple(self) -> str:
         """LLVM triple, or "" for the host's own."""
-        value = dict(self.llvm).get("mtriple", "")
+        return self._option("mtriple")
+
+    @property
+    def processor(self) -> str:
+        """LLVM's name of the processor, or "" for the usual one of the triple."""
+        return self._option("mcpu")
+
+    def _option(self, name: str) -> str:
+        value = dict(self.llvm).get(name, "")
         return value if isinstance(value, str) else ""
 
     @property

@@ -13,6 +13,7 @@ from fxquant.targets import (
     X86_AVX2,
     X86_AVX512,
     X86_VNNI,
+    X86_ZEN1,
     Target,
 )
 from tests.backend import kernel_harness
@@ -124,6 +125,7 @@ def test_choice() -> None:
     assert _idiom(wide, X86_AVX2) == "pmaddwd_s16_256"
     assert _idiom(replace(wide, kernel=(3, 3)), X86_AVX512) == "pmaddwd_s16_512"
     assert _idiom(wide, X86_AVX2, weight_limit=63) == "pmaddubsw_256_x1"
+    assert _idiom(wide, X86_ZEN1, weight_limit=63) == "pmaddwd_s16_256"
     assert _idiom(replace(wide, h=1, w=1), X86_AVX2) == "pmaddwd_256"
     depthwise = Case("choice_depthwise", 32, 32, 14, 14, groups=32)
     assert _idiom(depthwise, X86_AVX2) == "pmaddwd_256"

@@ -25,6 +25,7 @@ from fxquant.targets import (
     NEOVERSE_V1,
     X86_AVX2,
     X86_VNNI,
+    X86_ZEN1,
     Target,
 )
 from tests.backend.conv_cases import RESIDUAL, Case, Numbers, assert_equal, check, make_numbers
@@ -268,6 +269,7 @@ def test_the_cost_model_chooses() -> None:
             assert "winograd" not in _chosen(case, target, numbers)
     late = Case("late", 512, 512, 7, 7)  # 19 MB of transformed weights for 4 tiles
     assert "_f4b" not in _chosen(late, X86_AVX2, _only_weights(late))
+    assert "_f4b" in _chosen(late, X86_ZEN1, _only_weights(late))  # products are slower than these
 
 
 def test_a_batch_gets_the_kernels_of_one_image() -> None:

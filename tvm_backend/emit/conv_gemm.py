@@ -53,6 +53,7 @@ def gemm_kernel(
     tile: Tile | None = None,
     others: Sequence[Alternative] = (),
     form: WeightForm | None = None,
+    half_width: bool = False,
 ) -> Kernel:
     """The kernel of a convolution with a given output stage.
 
@@ -66,12 +67,15 @@ def gemm_kernel(
         tile: Register tile; by default chosen by the cost model.
         others: Kernels of another kind, taken where they are faster; not if a tile is given.
         form: How weights lie in memory; by default chosen by the cost model for each idiom.
+        half_width: See `Target`.
     """
     possible = [form] if form else possible_forms(problem, weight)
     plans = [
         (plan, mac, chosen)
         for mac in macs
-        for chosen, plan in _plans(*columns_as_channels(problem, weight, mac), mac, possible)
+        for chosen, plan in _plans(
+            *columns_as_channels(problem, weight, mac), mac, possible, half_width
+        )
     ]
     plans.sort(key=lambda choice: choice[0].cycles)
     if not plans:
@@ -130,8 +134,9 @@ def _scheduled(
 
 
 def _plans(
-    problem: ConvProblem, weight: np.ndarray, mac: Mac, forms: Sequence[WeightForm]
-) -> list[tuple[WeightForm, Plan]]:
+    problem: ConvProblem, weight: np.ndarray, mac: Mac, forms: Sequence[WeightForm],
+    half_width: bool,
+) -> list[tuple[WeightForm, Plan]]:  # fmt: skip
     """The tiles of an idiom for each form of the weights; none if the idiom is not exact."""
     lanes, (low, high) = mac.idiom.lanes, problem.input_bounds
     vectors = -(-problem.output.c // lanes)
@@ -156,7 +161,16 @@ def _plans(
         (form, plan)
         for form in forms
         for plan in plan_tiles(
-            mac.idiom, output.h, output.w, vectors, steps, shared, rest, form.bits, output.n
+            mac.idiom,
+            output.h,
+            output.w,
+            vectors,
+            steps,
+            shared,
+            rest,
+            form.bits,
+            output.n,
+            half_width,
         )
     ]
     if not is_staged(problem, mac):

@@ -60,8 +60,9 @@ def winograd_layer(problem: ConvProblem, target: Target) -> WinogradLayer | None
         return None
     mac = wide_mac_of(target, "uint32").idiom
     return WinogradLayer(
-        problem.source, problem.output, target.mac, mac, max(target.vector_bits // 16, 1)
-    )
+        problem.source, problem.output, target.mac, mac, max(target.vector_bits // 16, 1),
+        target.half_width,
+    )  # fmt: skip
 
 
 def winograd_alternatives(

@@ -45,6 +45,7 @@ def depthwise_kernel(
     bias: np.ndarray,
     macs: Sequence[Mac],
     tile: Tile | None = None,
+    half_width: bool = False,
 ) -> Kernel:
     """The kernel of a depthwise convolution with a given output stage.
 
@@ -57,11 +58,12 @@ def depthwise_kernel(
             that is exact for these codes is taken before it.
         tile: Register tile of one row of pixels, with vectors of channels that are finished
             together; by default a rule.
+        half_width: See `Target`.
     """
     schedules = [
         (mac, each)
         for mac in _exact(problem, weight, [m for m in macs if isinstance(m, RowMac)])
-        for each in depthwise_tiles(mac.idiom, problem.output.w, stage.chunk_sizes())
+        for each in depthwise_tiles(mac.idiom, problem.output.w, stage.chunk_sizes(), half_width)
     ]
     if tile is not None:
         schedules = [(schedules[0][0], tile)]

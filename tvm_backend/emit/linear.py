@@ -110,7 +110,9 @@ def _kernel(
     if isinstance(tile, AmxPlan):
         return amx_kernel("linear", problem, stage, codes, bias, target, tile)
     others = amx_alternatives("linear", problem, stage, codes, bias, target) if form is None else ()
-    return gemm_kernel("linear", problem, stage, codes, bias, macs, tile, others, form)
+    return gemm_kernel(
+        "linear", problem, stage, codes, bias, macs, tile, others, form, target.half_width
+    )
 
 
 def _as_rows(image: Image) -> Image:

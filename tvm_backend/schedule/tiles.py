@@ -109,6 +109,7 @@ class MacCost:
 
 
 _FINISH_256 = (5.0, 3.5, 2.0)
+_FINISH_HALF_WIDTH = (5.0, 3.5, 3.0)  # fitted to 48 searched layers on Zen 1
 # Bytes a cycle from memory; not measured, but what data sheets and public benchmarks lead to:
 _LPDDR4 = 5  # one big core: 10 to 15 GB/s at 2 to 3 GHz
 _LPDDR3 = 2  # a small core, as all are without dot products: 2 to 3 GB/s at 1.2 to 1.5 GHz
@@ -180,9 +181,10 @@ LARGEST_ROW_BLOCK = 8  # vectors of a tile of one pixel: enough to hide the late
 SPREAD_ROWS = 4  # fewer tile rows than these are not worth spreading over threads
 
 
-def cost_of(mac: MacIdiom) -> MacCost:
-    """What the model knows about an idiom."""
-    return _COSTS.get(mac, MacCost())
+def cost_of(mac: MacIdiom, half_width: bool = False) -> MacCost:
+    """What the model knows about an idiom, on execution units of whole or half vectors."""
+    cost = _COSTS.get(mac, MacCost())
+    return replace(cost, finish=_FINISH_HALF_WIDTH) if half_width else cost
 
 
 def finish_cycles(cost: MacCost, vectors: int) -> float:
@@ -210,13 +212,14 @@ def _fits(mac: MacIdiom, pixels: int, vectors: int) -> bool:
 
 
 def _cycles(
-    mac: MacIdiom, pixels: int, vectors: int, steps: int, shared: bool, rest: float,
+    mac: MacIdiom, cost: MacCost, pixels: int, vectors: int, steps: int, shared: bool, rest: float,
     streamed: bool, bits: int,
 ) -> float:  # fmt: skip
     """Cycles of one tile.
 
     Args:
         mac: The idiom.
+        cost: What it costs.
         pixels: Output pixels.
         vectors: Vectors of channels.
         steps: Reduction steps.
@@ -225,7 +228,6 @@ def _cycles(
         streamed: Weights come from memory.
         bits: Bits a weight takes there.
     """
-    cost = cost_of(mac)
     groups = -(-pixels // mac.pixels)
     dots = groups * vectors
     activations = (groups if shared else dots) * mac.pixels / cost.held_steps
@@ -260,7 +262,7 @@ def _candidates(mac: MacIdiom, rows: int, cols: int, vectors: int) -> list[tuple
 @lru_cache(maxsize=1024)
 def plan_tiles(
     mac: MacIdiom, rows: int, cols: int, vectors: int, steps: int, shared: bool = True,
-    rest: float = 0.0, bits: int = 8, images: int = 1,
+    rest: float = 0.0, bits: int = 8, images: int = 1, half_width: bool = False,
 ) -> tuple[Plan, ...]:  # fmt: skip
     """All tiles, the cheapest by the cost model first; ties go to fewer rows, then more vectors.
 
@@ -276,8 +278,10 @@ def plan_tiles(
         rest: Share of a vector's steps that need an extra one.
         bits: Bits a weight takes in memory.
         images: Images of a batch.
+        half_width: See `Target`.
     """
-    if bits < 8 and cost_of(mac).unpack is None:
+    costs = cost_of(mac, half_width)
+    if bits < 8 and costs.unpack is None:
         return ()
     weights = vectors * mac.lanes * mac.reduction * steps
     streamed = rows * cols == 1 and weights > WEIGHTS_IN_CACHE
@@ -288,7 +292,7 @@ def plan_tiles(
             r.count
             * c.count
             * v.count
-            * _cycles(mac, r.step * c.step, v.step, steps, shared, rest, streamed, bits)
+            * _cycles(mac, costs, r.step * c.step, v.step, steps, shared, rest, streamed, bits)
             for r in split(rows, th)
             for c in split(cols, tw)
             for v in split(vectors, nb)
@@ -296,25 +300,33 @@ def plan_tiles(
         return images * total, th, -nb
 
     ranked = sorted((cost(tile), tile) for tile in _candidates(mac, rows, cols, vectors))
-    streamed_from = cost_of(mac).streamed_from
-    small = weights <= (WEIGHTS_IN_CACHE if streamed_from is None else streamed_from)
+    asks = costs.streamed_from
+    small = weights <= (WEIGHTS_IN_CACHE if asks is None else asks)
     return tuple(
         Plan(total, Tile(th, tw, nb, pixels_first=small and rows // th >= SPREAD_ROWS))
         for (total, _, _), (th, tw, nb) in ranked
     )
 
 
-def depthwise_tiles(mac: MacIdiom, cols: int, sizes: Sequence[int]) -> list[Tile]:
-    """All tiles of a row, first those whose accumulators take about half of the registers.
+def depthwise_tiles(
+    mac: MacIdiom, cols: int, sizes: Sequence[int], half_width: bool = False
+) -> list[Tile]:
+    """All tiles of a row, the best first.
+
+    Those are the tiles whose accumulators take about half of the registers, and that finish as many
+    vectors together as possible. To finish four pays little on units of half the width; there more
+    pixels, which share what they load, fill three quarters (measured on Zen 1, 0.94 of the time).
 
     Args:
         mac: The idiom.
         cols: Output columns.
         sizes: Vectors of channels that can be finished together, largest first.
+        half_width: See `Target`.
     """
     found = []
-    for vectors in sizes:
-        widest = max(1, mac.registers // (2 * vectors))
+    filled = mac.registers * 3 // 4 if half_width else mac.registers // 2
+    for vectors in sorted(sizes, key=lambda size: size > 2) if half_width else sizes:
+        widest = max(1, filled // vectors)
         rule = -(-cols // -(-cols // widest))
         most = max(widest, mac.registers // vectors - 1)
         found += [
