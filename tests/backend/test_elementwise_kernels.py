@@ -69,6 +69,27 @@ def test_requantization_of_every_code(target: Target, shift: int) -> None:
 
 
 @each_target
+@pytest.mark.parametrize("shift", [-14, -3, 0, 1, 2, 17, 18, 24])
+def test_products_of_all_codes(target: Target, shift: int) -> None:
+    """Every pair of codes, at both ends of the zero points and multipliers."""
+    every = torch.arange(256, dtype=torch.uint8)
+    x, y = every.view(1, 256, 1, 1).expand(1, 256, 1, 256), every.expand(1, 256, 1, 256)
+    for zero_points, multiplier in (((0, 0), (1 << 15) - 1), ((255, 7), 1 << 14)):
+        numbers = {"zero_points": zero_points, "multiplier": multiplier, "shift": shift, **NARROW}
+        check(reference.mul, target, [x.contiguous(), y.contiguous()], numbers)
+
+
+@each_target
+@pytest.mark.parametrize("channels", LANE_SIZES)
+def test_gates_of_every_lane_size(target: Target, channels: int) -> None:
+    """One code a channel times an image: rows of channels shared by all pixels."""
+    x, gate = codes(1, 2, channels, 3, 5), codes(2, 2, channels, 1, 1)
+    numbers = {"zero_points": (121, 0), "multiplier": 23456, "shift": 3, **GRID}
+    check(reference.mul, target, [x, gate], numbers, halo=HALO)
+    check(reference.mul, target, [gate, x], {**numbers, **NARROW}, multiple=8)
+
+
+@each_target
 def test_broadcasting(target: Target) -> None:
     x = codes(1, 2, 33, 4, 5)
     numbers = {"zero_points": (11, 128), "multiplier": 23456, **GRID}

@@ -1,19 +1,20 @@
 """requantize, add and mul: vectors of integers between loads and stores.
 
-Operands broadcast as in torch. Images of equal pixels go by rows: requantize and add of 8-bit
-codes in int16 (`word_requant.py`). Other images of one rank go by vectors of channels in int32
-(int64 for 16-bit codes), and every other combination takes one element at a time.
+Operands broadcast as in torch. 8-bit codes are computed in int16 (`word_requant.py`): images of
+equal pixels by whole rows, others by vectors of channels. What has no such vectors goes by narrower
+ones in int32 (int64 for 16-bit codes); images of different ranks take one element at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from fxquant.numerics.accumulator import INT32_MAX
 from tvm_backend.call import Call, Value
+from tvm_backend.emit.epilogue_isa import epilogue_isa
 from tvm_backend.emit.fill import fill_halo
 from tvm_backend.emit.loops import (
     all_indices,
@@ -27,7 +28,13 @@ from tvm_backend.emit.loops import (
 )
 from tvm_backend.emit.naming import kernel_name
 from tvm_backend.emit.requant import Grid, as_int64, output_grid, scale, to_stored
-from tvm_backend.emit.word_requant import CodeScale, WordRequant
+from tvm_backend.emit.word_requant import (
+    CodeScale,
+    WordCompute,
+    WordProduct,
+    WordRequant,
+    has_words,
+)
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Image, code_width
 from tvm_backend.tvm_api import T
@@ -84,7 +91,11 @@ def mul(call: Call) -> tuple[Kernel, ...]:
         acc = a * b if bound <= INT32_MAX else as_int64(a) * as_int64(b)
         return to_stored(scale(acc, multiplier, shift, bound, grid.width), grid)
 
-    return _kernel(call, "mul", compute, zero_points, multiplier, shift, grid)
+    words = None
+    if has_words(call.target, grid, _dtypes(call)):
+        isa, dtype = epilogue_isa(call.target), call.output.storage.dtype
+        words = WordProduct(isa, grid, dtype, zero_points, multiplier, shift)
+    return _kernel(call, "mul", compute, zero_points, multiplier, shift, grid, words=words)
 
 
 def code_bound(value: Value) -> int:
@@ -98,8 +109,11 @@ def _stored_zero_points(call: Call) -> tuple[int, ...]:
 
 
 def _words(call: Call, scales: tuple[CodeScale, ...], grid: Grid) -> WordRequant | None:
-    dtypes = [v.storage.dtype for v in (*call.inputs, call.output)]
-    return WordRequant.of(call.target, scales, grid, dtypes)
+    return WordRequant.of(call.target, scales, grid, _dtypes(call))
+
+
+def _dtypes(call: Call) -> list[str]:
+    return [v.storage.dtype for v in (*call.inputs, call.output)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +124,11 @@ class _Plan:
     inputs: tuple[Value, ...]
     output: Value
     compute: Compute
-    words: WordRequant | None
+    words: WordCompute | None
 
 
 def _kernel(
-    call: Call, op: str, compute: Compute, *details: Any, words: WordRequant | None = None
+    call: Call, op: str, compute: Compute, *details: Any, words: WordCompute | None = None
 ) -> tuple[Kernel, ...]:
     name = kernel_name(op, call.inputs, call.output, call.target, *details)
     plan = _Plan(name, call.inputs, call.output, compute, words)
@@ -135,6 +149,8 @@ def _build(plan: _Plan, abi: Abi) -> Any:
             _by_element(plan, buffers, p["y"], abi)
         elif plan.words and _rows_in_chunks(plan.words, images):
             _by_words(plan, plan.words, images, buffers, p["y"], abi)
+        elif plan.words and _channels_in_chunks(plan.words, images):
+            _by_channel_words(plan, plan.words, images, buffers, p["y"], abi)
         elif all(_same_pixels(image, images[-1]) for image in images):
             _by_vector(plan, images, buffers, p["y"], abi)
         else:
@@ -146,7 +162,7 @@ def _same_pixels(a: Image, b: Image) -> bool:
     return (a.n, a.h, a.w, a.c) == (b.n, b.h, b.w, b.c)
 
 
-def _rows_in_chunks(words: WordRequant, images: Sequence[Image]) -> bool:
+def _rows_in_chunks(words: WordCompute, images: Sequence[Image]) -> bool:
     """Whether all images have the same rows, of whole vectors."""
     first = images[0]
     same = all(_same_pixels(i, first) and i.channels == first.channels for i in images)
@@ -154,23 +170,62 @@ def _rows_in_chunks(words: WordRequant, images: Sequence[Image]) -> bool:
 
 
 def _by_words(
-    plan: _Plan, words: WordRequant, images: Sequence[Image], buffers: Sequence[Any], y: Any,
+    plan: _Plan, words: WordCompute, images: Sequence[Image], buffers: Sequence[Any], y: Any,
     abi: Abi,
 ) -> None:  # fmt: skip
     length = images[0].w * images[0].channels
     with image_rows(plan.output, y, abi) as (n, h):
         origins = [image.offset(n, h, 0, 0) for image in images]
-        start = 0
-        for lanes in words.chunks():
-            count = (length - start) // lanes
-            if not count:
-                continue
+        for start, count, lanes in _chunks(words, length):
             with T.serial(count) as i:
                 at = start + i * lanes
                 pairs = zip(buffers, origins[:-1], strict=True)
                 codes = [load(buffer, origin + at, lanes) for buffer, origin in pairs]
                 store(y, origins[-1] + at, words.apply(codes, lanes), lanes)
-            start += count * lanes
+
+
+def _chunks(words: WordCompute, length: int) -> Iterator[tuple[int, int, int]]:
+    """First element, number and lanes of the chunks that cover a length, largest first."""
+    start = 0
+    for lanes in words.chunks():
+        count = (length - start) // lanes
+        if count:
+            yield start, count, lanes
+        start += count * lanes
+
+
+def _channels_in_chunks(words: WordCompute, images: Sequence[Image]) -> bool:
+    """Whether all images have the same channels, in pixels of whole vectors."""
+    first = images[0]
+    same = all((image.c, image.channels) == (first.c, first.channels) for image in images)
+    return same and first.channels % words.chunks()[-1] == 0
+
+
+def _by_channel_words(
+    plan: _Plan, words: WordCompute, images: Sequence[Image], buffers: Sequence[Any], y: Any,
+    abi: Abi,
+) -> None:  # fmt: skip
+    """Chunks of channels, each for all pixels of a row: what they share is loaded once."""
+    out = images[-1]
+
+    def operand(image: Image, buffer: Any, n: Any, h: Any, w: Any, c: Any, lanes: int) -> Any:
+        n, h, w = (0 if e == 1 else i for e, i in ((image.n, n), (image.h, h), (image.w, w)))
+        return T.Bind(load(buffer, image.offset(n, h, w, c), lanes))
+
+    with image_rows(plan.output, y, abi) as (n, h):
+        for start, count, lanes in _chunks(words, out.channels):
+            with T.serial(count) as i:
+                c = start + i * lanes
+                pairs = list(zip(images[:-1], buffers, strict=True))
+                shared = {
+                    b: operand(image, b, n, h, 0, c, lanes) for image, b in pairs if image.w == 1
+                }
+                with T.serial(out.w) as w:
+                    codes = [
+                        shared[b] if b in shared else operand(image, b, n, h, w, c, lanes)
+                        for image, b in pairs
+                    ]
+                    store(y, out.offset(n, h, w, c), words.apply(codes, lanes), lanes)
 
 
 def _by_vector(

@@ -71,6 +71,10 @@ class EpilogueIsa(Protocol):
         """The inverse of `narrow`: codes widened to int16 vectors."""
         ...
 
+    def multiply(self, a: Any, b: Any, vectors: int) -> list[Any]:
+        """int32 products of int16 vectors, which `pack` returns to the order of these."""
+        ...
+
 
 def _two_shift_constants(shift: np.ndarray, left: bool) -> list[np.ndarray]:
     right = np.maximum(shift, 0)
@@ -86,6 +90,11 @@ def _two_shifts(acc: Any, shifts: list[Any], slot: Any, left: bool, lanes: int) 
     return T.shift_left(value, load(shifts[1], slot, lanes))
 
 
+def _product(a: Any, b: Any, lanes: int) -> Any:
+    """int32 vector from two of int16."""
+    return T.cast(a, f"int32x{lanes}") * T.cast(b, f"int32x{lanes}")
+
+
 def _saturate_int16(value: Any, lanes: int) -> Any:
     return T.cast(clamp(value, -(1 << 15), (1 << 15) - 1, "int32", lanes), f"int16x{lanes}")
 
@@ -97,6 +106,7 @@ def _saturate_codes(value: Any, dtype: str, lanes: int) -> Any:
 
 _PACKSSDW = {8: "llvm.x86.avx2.packssdw", 16: "llvm.x86.avx512.packssdw.512"}
 _PACKUSWB = {8: "llvm.x86.avx2.packuswb", 16: "llvm.x86.avx512.packuswb.512"}
+_PMADDWD = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 _PMULHRSW = {
     8: "llvm.x86.ssse3.pmul.hr.sw.128",
     16: "llvm.x86.avx2.pmul.hr.sw",
@@ -173,6 +183,19 @@ class X86:
         ]
         return [T.reinterpret(f"int16x{lanes}", vector) for vector in interleaved]
 
+    def multiply(self, a: Any, b: Any, vectors: int) -> list[Any]:
+        """`pmaddwd` of pairs, the second product of each with zero."""
+        if vectors == 1:
+            return [_product(a, b, self.lanes)]
+        zeros = constant(0, "int16", 2 * self.lanes)
+        picks = [[8 * q + 4 * k + e for q in range(self.lanes // 4) for e in range(4)]
+                 for k in range(2)]  # fmt: skip
+        twice = [shuffle([a], [i for e in pick for i in (e, e)]) for pick in picks]
+        once = [shuffle([b, zeros], [i for e in pick for i in (e, 2 * self.lanes)])
+                for pick in picks]  # fmt: skip
+        pairs = zip(twice, once, strict=True)
+        return [llvm(f"int32x{self.lanes}", _PMADDWD[self.lanes], x, y) for x, y in pairs]
+
 
 @dataclass(frozen=True, slots=True)
 class _NaturalOrder:
@@ -215,6 +238,14 @@ class _NaturalOrder:
             return [T.cast(codes, f"int16x{lanes}")]
         halves = [shuffle([codes], range(i, i + lanes)) for i in (0, lanes)]
         return [T.cast(half, f"int16x{lanes}") for half in halves]
+
+    def multiply(self, a: Any, b: Any, vectors: int) -> list[Any]:
+        """`smull`, `smull2` where they exist."""
+        lanes = self.lanes
+        if vectors == 1:
+            return [_product(a, b, lanes)]
+        halves = [range(i, i + lanes) for i in (0, lanes)]
+        return [_product(shuffle([a], half), shuffle([b], half), lanes) for half in halves]
 
 
 @dataclass(frozen=True, slots=True)
