@@ -21,6 +21,7 @@ from fxquant.errors import ConfigError
 from fxquant.recipes import Allocation, CodingLength, Sensitivity, pareto_front
 from fxquant.recipes.allocation import Method
 from fxquant.recipes.bits import CANDIDATES
+from fxquant.recipes.result import figure_for
 
 EXAMPLES = """\
   fxquant allocate mynets:resnet --shape 1,3,224,224 --averages 3,4,5,6 --plot front.png
@@ -64,6 +65,8 @@ def execute(arguments: argparse.Namespace) -> Result:
     for path in (arguments.plot, arguments.keep):
         if path is not None:
             check_output(path)
+    if arguments.plot is not None:
+        figure_for(arguments.plot)  # before hours of measuring
     method = _method(arguments)
     source = models.read_model(arguments.model)
     data = None if arguments.data is None else read_data(arguments, source.shapes)

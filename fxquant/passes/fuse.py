@@ -20,7 +20,7 @@ from fxquant.ir.build import infer_shape, register, renamed
 from fxquant.ops import shape as shape_ops
 from fxquant.ops.arithmetic import add
 from fxquant.ops.conv import conv2d, conv_transpose2d, linear
-from fxquant.ops.elementwise import clamp
+from fxquant.ops.elementwise import affine, clamp
 from fxquant.ops.normalization import batch_norm
 
 logger = logging.getLogger("fxquant")
@@ -108,30 +108,38 @@ def _batch_norm_affine(gm: GraphModule, node: Node) -> tuple[Tensor, Tensor]:
     return scale, offset if bias is None else offset + bias.double()
 
 
-def fold_batch_norm(gm: GraphModule, node: Node) -> Node | Refusal | None:
-    """`batch_norm(conv(x, W, b))` -> `conv(x, W*scale, b*scale + offset)`; linear likewise."""
+def fold_into_layer(gm: GraphModule, node: Node) -> Node | Refusal | None:
+    """`conv(x, W, b) * scale + offset` -> `conv(x, W*scale, b*scale + offset)`; linear likewise.
+
+    The function is a batch norm, or one scale and offset for all channels. Those may come from the
+    code of the module behind the layer, whose rules do not mean the layer.
+    """
     layer = _operand(node)
-    if node.target is not batch_norm or layer is None:
+    if node.target not in (batch_norm, affine) or layer is None:
         return None
     if layer.target not in (conv2d, conv_transpose2d, linear):
         return None
     if not _only_user(layer, node):
         return Refusal("the layer's result is used elsewhere")
-    if layer.target is linear and len(meta.shape_of(node)) != 2:
+    if node.target is batch_norm and layer.target is linear and len(meta.shape_of(node)) != 2:
         return Refusal("the batch norm is not over the linear layer's features")
     if layer.kwargs.get("clamp") is not None or len(layer.args) > 3:
-        return Refusal("an activation or a sum lies between layer and batch norm")
-    scale, offset = _batch_norm_affine(gm, node)
+        return Refusal("an activation or a sum lies between layer and function")
     weight_node, bias_node = _operand(layer, 1), _operand(layer, 2)
     assert weight_node is not None
     weight = meta.tensor_of(gm, weight_node).detach().double()
+    if node.target is batch_norm:
+        scale, offset = _batch_norm_affine(gm, node)
+    else:
+        ones = weight.new_ones(meta.shape_of(layer)[-1 if layer.target is linear else 1])
+        scale, offset = ones * meta.static(node, "scale"), ones * meta.static(node, "offset")
     folded = weight * scale.reshape([-1] + [1] * (weight.ndim - 1))
     bias = _tensor(gm, bias_node)
     new_bias = offset if bias is None else offset + bias.double() * scale
     w = _get_attr(gm, node, str(weight_node.target), folded.float())
     b = _get_attr(gm, node, f"{weight_node.target}_bias", new_bias.float())
-    args = (_operand(layer), w, b)
-    return _replace(gm, node, layer.target, args, dict(layer.kwargs), layer, node)
+    args, parts = (_operand(layer), w, b), (layer, node) if node.target is batch_norm else (layer,)
+    return _replace(gm, node, layer.target, args, dict(layer.kwargs), *parts)
 
 
 def batch_norm_as_conv(gm: GraphModule, node: Node) -> Node | Refusal | None:
@@ -262,7 +270,7 @@ def channel_shuffle(gm: GraphModule, node: Node) -> Node | Refusal | None:
 
 RULES = (
     Rule("reshape-of-reshape", reshape_of_reshape),
-    Rule("fold-batch-norm", fold_batch_norm),
+    Rule("fold-into-layer", fold_into_layer),
     Rule("batch-norm-as-conv", batch_norm_as_conv),
     Rule("pad-into-conv", pad_into_conv),
     Rule("clamp-before-reshape", clamp_before_reshape),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fxquant.config import Config
 from fxquant.errors import ConfigError
@@ -154,16 +155,9 @@ class ParetoFront:
         """Write a picture of predicted loss against average bits; the suffix names the format.
 
         Raises:
-            ConfigError: matplotlib is not installed.
+            ConfigError: As `figure_for`.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ConfigError(
-                "the front cannot be plotted", why="matplotlib is not installed",
-                remedy="pip install matplotlib, or print the front",
-            ) from error  # fmt: skip
-        figure = Figure(figsize=(5, 3.5), layout="constrained")
+        figure = figure_for(path)
         axes = figure.add_subplot()
         axes.semilogy([a.average_chosen_bits for a in self], [a.loss for a in self], "o-")
         axes.set_xlabel("average bits of chosen weights")
@@ -171,3 +165,27 @@ class ParetoFront:
         axes.grid(True, which="both", alpha=0.3)
         figure.savefig(path)
         return Path(path)
+
+
+def figure_for(path: str | Path) -> Any:
+    """An empty matplotlib figure that can be saved as a file.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or does not know the suffix.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "the front cannot be plotted", why="matplotlib is not installed",
+            remedy="pip install matplotlib, or print the front",
+        ) from error  # fmt: skip
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    known = figure.canvas.get_supported_filetypes()
+    if Path(path).suffix.removeprefix(".").lower() not in known:
+        raise ConfigError(
+            f"the front cannot be plotted as {path}",
+            why="matplotlib takes the format from the suffix, and does not know this one",
+            remedy=f"use one of {', '.join(f'.{name}' for name in sorted(known))}",
+        )
+    return figure

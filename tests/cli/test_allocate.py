@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from fxquant.cli import allocate
 from tests.cli.conftest import MODEL, Run
 from tests.cli.test_quantize import weight_bits
 
@@ -36,6 +39,25 @@ def test_several_averages_are_a_front(run: Run, tmp_path: Path) -> None:
     assert found[0]["loss"] > found[1]["loss"] and plot.stat().st_size > 1000
     text = run(*arguments).out
     assert text.count("quantize with: --config W8A8 --bits ") == 2 and "KiB  G bit-ops" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "message"),
+    [
+        ("front.png", ["matplotlib.figure"], "matplotlib is not installed"),
+        ("front.xyz", [], r"cannot be plotted as .*front\.xyz"),
+    ],
+)
+def test_a_plot_that_cannot_be_is_refused_before_the_work(
+    run: Run, name: str, missing: list[str], message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    pytest.importorskip("matplotlib")
+    for module in missing:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(allocate, "pareto_front", lambda *_, **__: pytest.fail("it has begun"))
+    done = run("allocate", NET, "--shape", "1,3,8,8", "--plot", tmp_path / name)
+    assert done.code == 1 and re.search(message, done.err)
 
 
 def test_measurements_are_kept(run: Run, data: Path, tmp_path: Path) -> None:

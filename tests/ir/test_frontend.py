@@ -15,6 +15,7 @@ from torch.fx import symbolic_trace
 
 from fxquant.errors import CaptureError
 from fxquant.ops import OPS
+from fxquant.ops.normalization import batch_norm
 from tests.graphs import check_frontend, check_same_floats, fused, normalized, ops_of
 from tests.zoo import ZOO, Head, ZooModel, conv_bn
 
@@ -133,6 +134,22 @@ STYLES: dict[str, tuple[Callable[..., Tensor], list[str] | None]] = {
     "add_scalar": (lambda m, x: 2 + x, ["affine"]),
     "add_alpha": (lambda m, x: torch.add(x, 3, alpha=2), ["affine"]),
     "rsub": (lambda m, x: 1.5 - x, ["affine"]),
+    "add_alpha_value": (lambda m, x: torch.add(x, x.relu(), alpha=0.5), ["clamp", "affine", "add"]),
+    "sub": (lambda m, x: x.relu() - x, ["clamp", "affine", "add"]),
+    "sub_alpha": (lambda m, x: torch.sub(x, x.abs(), alpha=2), ["abs", "affine", "add"]),
+    "rsub_value": (lambda m, x: torch.rsub(x, x.abs(), alpha=3), ["abs", "affine", "add"]),
+    "isub": (lambda m, x: operator.isub(x.relu(), x), ["clamp", "affine", "add"]),
+    # constants: of one element, and one number a channel
+    "element": (lambda m, x: m.channel[1] * x + m.bias[:1] - m.channel.sum(), ["affine"] * 3),
+    "fusion_weights": (lambda m, x: weighted(F.relu(m.bias), x, x.abs()), None),
+    "channel_scale": (lambda m, x: m.channel[:, None, None] * x.abs(), ["abs", "batch_norm"]),
+    "channel_offset": (lambda m, x: x.abs() + m.channel.view(1, 4, 1, 1), ["abs", "batch_norm"]),
+    "channel_sub": (lambda m, x: m.channel[:, None, None] - x.abs(), ["abs", "batch_norm"]),
+    "channel_div": (lambda m, x: x.abs() / m.channel[:, None, None], ["abs", "batch_norm"]),
+    # one pixel for the whole plane
+    "expand_as": (lambda m, x: x * x.mean((2, 3), True).expand_as(x),
+                  ["avg_pool2d", "gather2d", "mul"]),
+    "expand_nothing": (lambda m, x: x.expand(-1, -1, 9, 7) + x, ["add"]),
     "scale": (lambda m, x: x * 0.5 / 3, ["affine", "affine"]),
     "mul": (lambda m, x: torch.mul(x, x.sigmoid()), ["sigmoid", "mul"]),
     "gate": (lambda m, x: x * x.mean((2, 3), keepdim=True), ["avg_pool2d", "mul"]),
@@ -155,12 +172,12 @@ STYLES: dict[str, tuple[Callable[..., Tensor], list[str] | None]] = {
     "conv1d": (lambda m, x: F.conv1d(x.flatten(2), m.line, m.bias, 2, 1),
                ["reshape", "reshape", "conv2d", "reshape"]),
     "transposed": (lambda m, x: F.conv_transpose2d(x[:, :, :4, :4], m.weight.transpose(0, 1)[:4]),
-                   None),
+                   ["slice_axis", "slice_axis", "conv_transpose2d"]),
+    "standardized": (lambda m, x: F.conv2d(x, standardized(m.weight), m.bias), ["conv2d"]),
     "linear_last": (lambda m, x: F.linear(x, m.matrix), ["reshape", "linear", "reshape"]),
     # nothing
     "dropout": (lambda m, x: F.dropout(x, 0.5, training=m.training).contiguous().detach(), []),
 }  # fmt: skip
-DYNAMIC_WEIGHT = {"transposed"}
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -172,9 +189,8 @@ def test_style(style: str) -> None:
     check_same_floats(gm, model, [torch.cat([IMAGE, IMAGE[:1]])])
     if expected is not None:
         assert ops_of(gm) == expected
-    if style not in DYNAMIC_WEIGHT:
-        targets = [n.target for n in gm.graph.nodes if n.op.startswith("call_")]
-        assert all(t in OPS for t in targets), f"float islands: {ops_of(gm)}"
+    targets = [n.target for n in gm.graph.nodes if n.op.startswith("call_")]
+    assert all(t in OPS or t is batch_norm for t in targets), f"float islands: {ops_of(gm)}"
 
 
 @pytest.mark.slow
@@ -185,7 +201,23 @@ def test_style_exported(style: str) -> None:
     check_same_floats(normalized(program, IMAGE), model, [IMAGE])
 
 
+def standardized(weight: Tensor) -> Tensor:
+    """Zero mean and unit variance of every filter."""
+    return (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True)
+
+
+def weighted(weights: Tensor, *values: Tensor) -> Tensor:
+    """A sum with learned weights, as EfficientDet's."""
+    weights = weights / (weights.sum() + 1e-4)
+    return sum(w * value for w, value in zip(weights, values, strict=False))  # type: ignore
+
+
 FOREIGN = {
+    "grid": Function(lambda m, x: x + torch.arange(7.0) / 7),
+    "mask": Function(lambda m, x: torch.softmax(x + torch.full((7, 7), -torch.inf).triu(1)[3], -1)),
+    "input_per_channel": Function(lambda m, x: (x - m.channel[:, None, None]) / m.channel[0]),
+    "broadcast_column": Function(lambda m, x: x[..., :1].expand_as(x) * x),
+    "more_axes": Function(lambda m, x: x * m.channel[:1].view(1, 1, 1, 1, 1)),
     "layer_norm": nn.LayerNorm([4, 9, 7]),
     "group_norm": nn.GroupNorm(2, 4),
     "softmax": nn.Softmax(1),
@@ -219,6 +251,36 @@ def test_foreign_operator_is_kept_in_float(name: str) -> None:
     """What the dialect lacks stays what it was, between layers that are quantized."""
     model = FOREIGN[name].eval()
     check_same_floats(normalized(model, IMAGE), model, [IMAGE])
+
+
+def test_constants_are_computed_once() -> None:
+    """Of what does not depend on inputs the graph has the result; nothing else is kept of it."""
+
+    def with_grid(m: Function, x: Tensor) -> Tensor:
+        rows, cols = torch.meshgrid(torch.arange(9), torch.arange(x.shape[3]), indexing="ij")
+        return x + torch.stack([rows, cols], -1).float().sum(-1) * m.channel[0]
+
+    gm = normalized(Function(with_grid).eval(), IMAGE)
+    assert ops_of(gm) == ["add"]
+    assert [tuple(t.shape) for t in (*gm.parameters(), *gm.buffers())] == [(9, 7)]
+
+
+def test_random_numbers_are_no_constant() -> None:
+    gm = normalized(Function(lambda m, x: x + torch.rand(x.shape[3])).eval(), IMAGE)
+    assert ops_of(gm) == ["rand", "add"]
+
+
+def test_a_constant_changed_in_place_is_the_changed_one() -> None:
+    def changed(m: Function, x: Tensor) -> Tensor:
+        total = torch.zeros(x.shape[1])
+        before = total + 1
+        total.add_(m.channel)
+        return x.abs() * (total * before).view(4, 1, 1)
+
+    model = Function(changed).eval()
+    gm = normalized(model, IMAGE)
+    assert ops_of(gm) == ["abs", "batch_norm"]
+    check_same_floats(gm, model, [IMAGE])
 
 
 def test_functional_module_and_method_give_one_graph() -> None:

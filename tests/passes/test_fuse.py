@@ -34,6 +34,7 @@ class Net(nn.Module):
         self.plain_bn = nn.BatchNorm2d(4, affine=False)
         for bn in (self.bn, self.bn1d, self.plain_bn):
             randomize_batch_norm(bn)
+        self.gain = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,6 +69,13 @@ FUSED = {
     "conv_bn_bn": (lambda m, x: m.plain_bn(m.bn(m.conv(x))), IMAGE, ["conv2d"]),
     "depthwise_bn": (lambda m, x: m.bn(m.depthwise(x)), IMAGE, ["conv2d"]),
     "transposed_bn": (lambda m, x: m.bn(m.transposed(x)), IMAGE, ["conv_transpose2d"]),
+    "conv_scaled": (lambda m, x: 3 - 0.1 * m.conv(x), IMAGE, ["conv2d"]),
+    "transposed_scaled": (lambda m, x: m.transposed(x) / 3 + 1, IMAGE, ["conv_transpose2d"]),
+    "linear_scaled": (lambda m, x: -2 * m.linear(x), ROW, ["linear"]),
+    "scaled_residual": (lambda m, x: F.relu(x - 0.1 * m.conv(x)), IMAGE, ["conv2d"]),
+    "conv_channel_scale": (lambda m, x: m.conv(x) * m.gain + m.gain, IMAGE, ["conv2d"]),
+    "scale_after_relu": (lambda m, x: F.relu(m.conv(x)) * 2, IMAGE, ["conv2d", "affine"]),
+    "channel_scale_alone": (lambda m, x: F.relu(x) * m.gain, IMAGE, ["clamp", "conv2d"]),
     "linear_bn": (lambda m, x: m.bn1d(m.linear(x)), ROW, ["linear"]),
     "conv_bn_relu": (lambda m, x: F.relu6(m.bn(m.conv(x))), IMAGE, ["conv2d"]),
     "linear_relu": (lambda m, x: F.relu(m.linear(x)), ROW, ["linear"]),
@@ -92,7 +100,7 @@ FUSED = {
 # name: (forward, input, operators, rule that must refuse, its reason)
 REFUSED = {
     "bn_of_a_shared_result": (
-        _twice, IMAGE, ["conv2d", "conv2d", "mul"], "fold_batch_norm", "used elsewhere"),
+        _twice, IMAGE, ["conv2d", "conv2d", "mul"], "fold_into_layer", "used elsewhere"),
     "relu_of_a_shared_result": (
         _relu_and_plain, IMAGE, ["conv2d", "clamp", "concat"], "clamp_into_producer",
         "used elsewhere"),

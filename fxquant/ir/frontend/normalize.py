@@ -5,14 +5,15 @@ After:  functions of `fxquant.ops` on values, get_attr nodes for every tensor, s
         keywords; what the dialect lacks keeps its torch target and will stay in float.
 
 The walk keeps, for every source node, its new value: a node, a tuple of values, or a constant.
-Everything that is no tensor (sizes, flags) was recorded in one run on the example inputs.
+Everything that is no tensor (sizes, flags) was recorded in one run on the example inputs, as was
+what is computed from parameters alone: it becomes a tensor of the graph where something reads it.
 """
 
 from __future__ import annotations
 
 import inspect
 import operator
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class _Normalizer:
 
     def __init__(self, gm: GraphModule, recorder: Recorder) -> None:
         self.gm, self.values, self.overwritten = gm, recorder.values, recorder.overwritten
+        self.constants = recorder.constants
         self.builder = GraphBuilder()
         self.env: dict[Node, Any] = {}
 
@@ -78,7 +80,7 @@ class _Normalizer:
     def _mapped(self, argument: Any) -> Any:
         """An argument with source nodes replaced by their new values, in plain containers."""
         if isinstance(argument, Node):
-            return self.env[argument]
+            return self._read(self.env[argument])
         if isinstance(argument, tuple):  # also a namedtuple, which fx and files do not know
             return tuple(self._mapped(a) for a in argument)
         if isinstance(argument, list):
@@ -90,8 +92,16 @@ class _Normalizer:
             return slice(*(self._mapped(p) for p in parts))
         return argument
 
+    def _read(self, value: Any) -> Any:
+        """A value with its constants in the graph."""
+        if isinstance(value, _Constant):
+            return self.builder.tensor(value.value, value.name)
+        return tuple(map(self._read, value)) if isinstance(value, tuple) else value
+
     def _value(self, node: Node) -> Any:
         recorded = self.values[node]
+        if node in self.constants:
+            return _constants(self.constants[node], node.name)
         if node.op == "placeholder":
             if not isinstance(recorded, TensorInfo):
                 return recorded
@@ -220,6 +230,20 @@ class _Normalizer:
             part = self.builder.graph.call_function(operator.getitem, (new, i))
             results.append(self._results(part, item) if has_tensor(item) else item)
         return tuple(results)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Constant:
+    """A tensor that joins the new graph when something reads it."""
+
+    value: Tensor
+    name: str
+
+
+def _constants(value: Any, name: str) -> Any:
+    if isinstance(value, Tensor):
+        return _Constant(value, name)
+    return tuple(_constants(item, f"{name}_{i}") for i, item in enumerate(value))
 
 
 def _known(target: Any) -> bool:

@@ -1,6 +1,7 @@
 """One run of the captured graph on the example inputs: what the graph itself does not say.
 
-Shapes of tensors, values of everything else, and which operators write into their operands.
+Shapes of tensors, values of everything else, which operators write into their operands, and what
+does not depend on the inputs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxquant.errors import CaptureError
 from fxquant.ir.frontend.capture import source_line
@@ -30,6 +31,8 @@ class Recorder(Interpreter):
         values: The result of every node, tensors as `TensorInfo`.
         overwritten: For every node that writes into an operand, the earlier nodes which are that
             very tensor and are read later: they stand for the node's result from there on.
+        constants: Results of calls that read nothing but parameters, sizes and each other (grids of
+            anchors, standardized weights), copied; all the same in every call and finite.
     """
 
     def __init__(self, gm: GraphModule) -> None:
@@ -37,13 +40,14 @@ class Recorder(Interpreter):
         self.extra_traceback = False  # messages say where already
         self.values: dict[Node, Any] = {}
         self.overwritten: dict[Node, tuple[Node, ...]] = {}
+        self.constants: dict[Node, Any] = {}
         self._order = {n: i for i, n in enumerate(gm.graph.nodes)}
         self._own: dict[str, Tensor] = {}  # parameters and buffers by name
 
     def run_node(self, n: Node) -> Any:
         """Run a node and look for operands that changed by it."""
         operands = _tensors([self.env.get(a) for a in n.all_input_nodes])
-        versions = [t._version for t in operands]
+        versions, random = [t._version for t in operands], torch.get_rng_state()
         value = super().run_node(n)
         if n.op == "get_attr" and isinstance(value, Tensor):
             self._own[str(n.target)] = value
@@ -51,7 +55,20 @@ class Recorder(Interpreter):
         if changed:
             self.overwritten[n] = self._aliases(n, changed, value)
         self.values[n] = _abstract(value)
+        if self._is_constant(n, value) and torch.equal(random, torch.get_rng_state()):
+            self.constants[n] = tree_map_only(Tensor, torch.clone, value)
         return value
+
+    def _is_constant(self, n: Node, value: Any) -> bool:
+        if n.op not in ("call_function", "call_method") or not has_tensor(self.values[n]):
+            return False
+        if not all(
+            s.op == "get_attr" or s in self.constants or not has_tensor(self.values[s])
+            for s in n.all_input_nodes
+        ):
+            return False
+        leaves = tree_leaves(value)
+        return all(isinstance(t, Tensor) and bool(torch.isfinite(t).all()) for t in leaves)
 
     def _aliases(self, n: Node, changed: list[Tensor], result: Any) -> tuple[Node, ...]:
         """Earlier nodes that are the changed tensor and are read behind `n`.

@@ -53,6 +53,18 @@ def reshape(call: Call, input: Node, *args: Any, **kwargs: Any) -> Any:
     return call.reshape(input, call.out_shape)
 
 
+def expand(call: Call, input: Node, *sizes: Any, **kwargs: Any) -> Any:
+    """expand, expand_as, broadcast_to: one pixel repeated over the plane, or nothing to repeat."""
+    before, after = shape_of(input), call.out_shape
+    if input.op == "get_attr":
+        return NotImplemented
+    if before == after:
+        return input
+    if len(before) != 4 or len(after) != 4 or before != (*after[:2], 1, 1):
+        return NotImplemented
+    return call.emit(ops.gather2d, input, rows=(0,) * after[2], cols=(0,) * after[3])
+
+
 def permute(call: Call, input: Node, *dims: Any, **kwargs: Any) -> Any:
     """torch.permute."""
     given = kwargs.get("dims", dims[0] if dims and isinstance(dims[0], tuple | list) else dims)
@@ -247,6 +259,7 @@ HANDLERS = {
     "alpha_dropout": alpha_dropout,
     "feature_alpha_dropout": alpha_dropout,
     "stochastic_depth": stochastic_depth,
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
     "permute": permute,
     "transpose": transpose,
     "t": t,
