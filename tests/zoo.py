@@ -104,6 +104,29 @@ class InvertedBottleneck(nn.Module):
         return self.head(x + self.project(self.se(self.depthwise(self.expand(x)))))
 
 
+class Constants(nn.Module):
+    """What is computed from parameters: standardized weights, fusion weights, scales of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8, act=nn.ReLU())
+        self.weight = nn.Parameter(torch.randn(8, 8, 3, 3) * 0.2)
+        self.fusion = nn.Parameter(torch.tensor([0.7, 1.1]))
+        self.gain = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        deviation = self.weight.std((1, 2, 3), keepdim=True)
+        weight = (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) / (3 * deviation)
+        y = F.conv2d(x, weight, padding=1) * self.gain
+        fusion = F.relu(self.fusion)
+        fusion = fusion / (fusion.sum() + 1e-4)
+        y = fusion[0] * F.silu(y) + fusion[1] * x
+        gate = torch.sigmoid(y.mean((2, 3), keepdim=True))
+        return self.head(x - y * gate.expand_as(y))
+
+
 class Shared(nn.Module):
     """One convolution used twice on different inputs."""
 
@@ -223,6 +246,7 @@ ZOO = (
         conv_bn(3, 6, act=nn.ReLU6()), conv_bn(6, 6, groups=6, stride=2, act=nn.ReLU6()),
         conv_bn(6, 9, 1, groups=3), Head(9))),
     ZooModel("inverted_bottleneck", InvertedBottleneck),
+    ZooModel("constants", Constants),
     ZooModel("shared_module", Shared),
     ZooModel("branches", Branches),
     ZooModel("channel_shuffle", Shuffle),

@@ -4,6 +4,9 @@ An island is a connected set of float nodes of equal depth, where depth counts h
 from the inputs enters float from integer code. Any way out of an island and back raises the
 depth, so no island depends on itself. Moves of float32 values (reshape, permute, ...) that touch
 no island are ordinary kernels; max pooling is one everywhere.
+
+Between islands go float32 values. Others (a condition, indices) are computed again where they are
+read: their nodes help a second island.
 """
 
 from __future__ import annotations
@@ -27,11 +30,13 @@ class IslandNodes:
 
     Attributes:
         nodes: In execution order.
+        helpers: Nodes of other islands that it computes, too, before its own.
         inputs: Nodes outside whose float values it reads.
         outputs: Its nodes whose values are read outside.
     """
 
     nodes: tuple[Node, ...]
+    helpers: tuple[Node, ...]
     inputs: tuple[Node, ...]
     outputs: tuple[Node, ...]
 
@@ -89,19 +94,47 @@ def partition(
             groups[member] = merged
     order = {n: i for i, n in enumerate(graph_module.graph.nodes)}
     distinct = {id(g): sorted(g, key=order.__getitem__) for g in groups.values()}
-    return tuple(_island(nodes, constants) for nodes in distinct.values())
+    return tuple(_island(nodes, floats, constants) for nodes in distinct.values())
 
 
-def _island(nodes: list[Node], constants: Mapping[Node, Tensor]) -> IslandNodes:
-    inside = set(nodes)
+def _island(nodes: list[Node], floats: set[Node], constants: Mapping[Node, Tensor]) -> IslandNodes:
+    inside, helpers = set(nodes), _helpers(nodes, floats)
     inputs = dict.fromkeys(
         s
-        for n in nodes
+        for n in (*helpers, *nodes)
         for s in nodes_in((n.args, n.kwargs))
-        if s not in inside and s not in constants
+        if s not in inside and s not in helpers and s not in constants
     )
-    outputs = [n for n in nodes if any(user not in inside for user in n.users)]
-    return IslandNodes(tuple(nodes), tuple(inputs), tuple(outputs))
+    outputs = [
+        n for n in nodes if any(_reads(user, n, floats) for user in n.users if user not in inside)
+    ]
+    return IslandNodes(tuple(nodes), tuple(helpers), tuple(inputs), tuple(outputs))
+
+
+def _helpers(nodes: list[Node], floats: set[Node]) -> list[Node]:
+    """What other islands compute that is read here and no float32, in execution order."""
+    found: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        for source in nodes_in((node.args, node.kwargs)):
+            if source in floats and source not in inside and not _passes(source):
+                visit(source)
+                found[source] = None
+
+    inside = set(nodes)
+    for node in nodes:
+        visit(node)
+    return list(found)
+
+
+def _passes(node: Node) -> bool:
+    """Whether islands pass a value on."""
+    return dtype_of(node) == torch.float32
+
+
+def _reads(user: Node, node: Node, floats: set[Node]) -> bool:
+    """Whether a node outside of the island gets its value from there."""
+    return _passes(node) or user not in floats
 
 
 def island_module(
@@ -115,7 +148,7 @@ def island_module(
         root.add_module(name, module)
     for node in island.inputs:
         env[node] = graph.placeholder(node.name)
-    for node in island.nodes:
+    for node in (*island.helpers, *island.nodes):
         for source in nodes_in((node.args, node.kwargs)):
             if source not in env:
                 name = f"constant_{source.name}"

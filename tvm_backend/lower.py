@@ -117,6 +117,8 @@ class _Lowering:
             position[unit] = index
             sources = (unit_of.get(s) for s in nodes_in((node.args, node.kwargs)))
             units.setdefault(unit, set()).update(s for s in sources if s not in (None, unit))
+        for island in self.islands:  # helpers are nodes of other islands
+            units[island].update(unit_of[s] for s in island.inputs if s in unit_of)
         readers: dict[Any, list[Any]] = {}
         for unit, sources in units.items():
             for source in sources:
@@ -140,6 +142,8 @@ class _Lowering:
         self.owner[node] = value.name
 
     def _island(self, island: IslandNodes) -> None:
+        if not island.outputs:  # all of it is computed again by those who read it
+            return
         name = f"float_{island.nodes[0].name}"
         module = island_module(self.graph_module, island, self.known)
         inputs = tuple(self.owner[n] for n in island.inputs)

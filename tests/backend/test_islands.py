@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import pytest
@@ -55,6 +56,45 @@ def test_an_island_does_not_depend_on_itself() -> None:
     graph = net.finish(after, x)
     assert len(islands(graph)) == 2
     check(graph, x)
+
+
+@pytest.mark.parametrize("also_float", [False, True])
+def test_conditions_are_computed_where_they_are_read(also_float: bool) -> None:
+    """A bool of one island, which another one reads behind an integer layer."""
+    net = NetBuilder(3)
+    x = torch.randn(1, 16, 4, 4)
+    real = net.dequantize(net.quantize(net.input()), 110)
+    before = net.call(torch.tanh, real) if also_float else real
+    positive = net.call(operator.gt, before, 0.1)
+    c = net.conv2d(net.quantize(before), (16, 16), 1, (110, 60))
+    chosen = net.call(torch.where, positive, net.dequantize(c, 60), before)
+    graph = net.finish(net.call(torch.exp, chosen), x)
+    found = islands(graph)
+    assert len(found) == 1 + also_float
+    assert any(n.target is operator.gt for n in found[-1].module.graph.nodes)
+    check(graph, x)
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_a_result_may_be_int64(keepdim: bool, tmp_path) -> None:
+    net = NetBuilder(3)
+    x = torch.randn(2, 5, 4, 6)
+    real = net.dequantize(net.quantize(net.input()), 110)
+    graph = net.finish(net.call(torch.argmax, real, 1, keepdim), x)
+    compiled = tvm_backend.compile(graph)
+    assert compiled(x).dtype == torch.int64 and torch.equal(compiled(x), graph(x))
+    compiled.export(tmp_path)
+    assert torch.equal(tvm_backend.load(tmp_path)(x), graph(x))
+
+
+def test_int64_between_islands_and_kernels_is_refused() -> None:
+    net = NetBuilder(3)
+    x = torch.randn(2, 5, 4, 6)
+    real = net.dequantize(net.quantize(net.input()), 110)
+    labels = net.call(torch.argmax, real, 1)
+    moved = net.call(reference.permute, labels, dims=(0, 2, 1))
+    with pytest.raises(UnsupportedError, match="must deliver float32, it delivers torch.int64"):
+        lower(net.finish(moved, x), targets.X86_VNNI)
 
 
 def test_readers_between_the_parts_of_an_island() -> None:

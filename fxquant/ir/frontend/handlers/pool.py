@@ -181,6 +181,14 @@ def mean(call: Call, input: Node, dim: Any = None, keepdim: bool = False, dtype:
     return call.reshape(_adaptive(call, input, (1, 1), average=True), call.out_shape)
 
 
+def amax(call: Call, input: Node, dim: Any = (), keepdim: bool = False) -> Any:
+    """Maximum over the plane of an image; other maxima stay in float."""
+    axes = (dim,) if isinstance(dim, int) else tuple(dim)
+    if not _is_image(input) or {a % 4 for a in axes} != {2, 3}:
+        return NotImplemented
+    return call.reshape(_adaptive(call, input, (1, 1), average=False), call.out_shape)
+
+
 def interpolate(
     call: Call,
     input: Node,
@@ -276,6 +284,7 @@ HANDLERS = {
     "adaptive_avg_pool2d": adaptive_avg_pool2d,
     "adaptive_max_pool2d": adaptive_max_pool2d,
     "mean": mean,
+    "amax": amax,
     "interpolate": interpolate,
     "upsample_nearest2d": upsample_nearest2d,
     "upsample_bilinear2d": upsample_bilinear2d,
