@@ -20,7 +20,7 @@ from tests.tolerance import FOLDED, assert_close
 from tests.zoo import BY_NAME, ZOO, Head, ZooModel
 
 # Nets of the zoo where no layer's result can be scaled.
-UNSCALED = ("two_in_two_out", "shared_module", "lrn")
+UNSCALED = ("two_in_two_out", "shared_module", "lrn", "constants")
 
 
 class Values(FloatNetwork):
