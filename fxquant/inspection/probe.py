@@ -92,7 +92,7 @@ class Probe:
         self.results = {name: _on_grid(n) for name, n in self.nodes.items()}
 
     def observe(self, inputs: tuple[Tensor, ...]) -> Iterator[Observation]:
-        """Every value of the network for a batch, in execution order; what is no tensor is not."""
+        """Every float value of the network for a batch, in execution order."""
         reference = _Values(self.original or self.gm, bypass=self.original is None)
         simulator = _Values(self.gm, bypass=False)
         reference.run(*inputs)
@@ -102,7 +102,7 @@ class Probe:
             floats |= self._equalized(floats)
         for name, result in self.results.items():
             original = floats[name]
-            if not isinstance(original, Tensor):
+            if not isinstance(original, Tensor) or not original.is_floating_point():
                 continue
             weight_only, unrounded = self._steps(self.nodes[name], floats)
             isolated = unrounded if result.name == name else _rounded(result, unrounded)
@@ -134,8 +134,12 @@ class Probe:
                 return operand(source.all_input_nodes[0])
             return self._call(source, floats, rounding)
 
-        assert callable(node.target)
-        result = node.target(*map_arg(node.args, operand), **map_arg(node.kwargs, operand))
+        args, kwargs = map_arg(node.args, operand), map_arg(node.kwargs, operand)
+        if node.op == "call_method":
+            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            assert callable(node.target)
+            result = node.target(*args, **kwargs)
         return result if rounding else within_bounds(node, result)
 
 

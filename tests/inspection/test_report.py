@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import fxquant
 from fxquant.inspection import report
@@ -58,6 +59,25 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Balanced]:
     path = tmp_path_factory.mktemp("report") / "deep" / "net.html"
     assert report(quantized, path, x, compiled=quantized.reference, model=model) == path
     return parse(path)
+
+
+class Labels(nn.Module):
+    """Methods of tensors stay in float; one of them delivers integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.conv(x)
+        return y.argmax(1), y.roll(1, 3).sum(1)
+
+
+def test_methods_and_labels_have_rows(tmp_path: Path) -> None:
+    model, x = Labels().eval(), torch.randn(4, 3, 8, 8)
+    quantized = fxquant.quantize(model, x, x[:1], progress=False)
+    text, _ = parse(quantized.report(tmp_path / "net.html", data=x, model=model))
+    assert all(f">{name}<" in text for name in ("conv", "argmax", "roll", "sum"))
 
 
 def test_it_is_self_contained(full: tuple[str, Balanced]) -> None:
