@@ -105,7 +105,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class Constants(nn.Module):
-    """What is computed from parameters: standardized weights, fusion weights, scales of channels."""
+    """What is computed from parameters: standardized and fusion weights, scales of channels."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,7 +28,8 @@ class Program:
     Attributes:
         nodes: The operators, in execution order.
         inputs: Values they read from outside.
-        outputs: Values that are read outside, or are results of the network.
+        outputs: Values that are read outside, or are results of the network. Of results that are
+            integers (labels) those they are made of: there is nothing to learn from labels.
         layers: Weighted integer operators among them.
         gridded: Operators whose results have a grid of their own.
     """
@@ -39,7 +40,8 @@ class Program:
         read = (s for n in nodes for s in n.all_input_nodes)
         outside = [s for s in read if s not in inside and s.op != "get_attr"]
         self.inputs = tuple(dict.fromkeys(outside))
-        self.outputs = tuple(n for n in nodes if any(u not in inside for u in n.users))
+        read_outside = (n for n in nodes if any(u not in inside for u in n.users))
+        self.outputs = tuple(dict.fromkeys(o for n in read_outside for o in _of_floats(n, inside)))
         self.layers = tuple(n for n in nodes if meta.is_layer(n))
         quantized = (n for n in nodes if meta.quant(n) is not None)
         self.gridded = tuple(n for n in quantized if meta.grid_owner(n) is n)
@@ -119,3 +121,13 @@ class Program:
         if definition is not None and definition.moves:
             return value  # lies on the grid already
         return on_grid(meta.grid_owner(node).name, value)
+
+
+def _of_floats(node: Node, inside: set[Node]) -> list[Node]:
+    """A value; of a result of the network that is integer, the operands within a program."""
+    dtype = node.meta.get("dtype")
+    result = all(user.op == "output" for user in node.users if user not in inside)
+    if not result or dtype is None or dtype.is_floating_point:
+        return [node]
+    operands = (s for s in node.all_input_nodes if s in inside)
+    return [o for s in operands for o in _of_floats(s, inside)]

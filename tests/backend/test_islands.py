@@ -93,7 +93,7 @@ def test_int64_between_islands_and_kernels_is_refused() -> None:
     real = net.dequantize(net.quantize(net.input()), 110)
     labels = net.call(torch.argmax, real, 1)
     moved = net.call(reference.permute, labels, dims=(0, 2, 1))
-    with pytest.raises(UnsupportedError, match="must deliver float32, it delivers torch.int64"):
+    with pytest.raises(UnsupportedError, match=r"must deliver float32, it delivers torch\.int64"):
         lower(net.finish(moved, x), targets.X86_VNNI)
 
 

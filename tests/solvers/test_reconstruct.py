@@ -271,3 +271,26 @@ def test_the_progress_bar_says_how_far_a_unit_is(capsys: pytest.CaptureFixture[s
     within = re.findall(r"([\d.]+)/7 \[\d+:\d+<\d+:\d+,[^]]*network (\d+)/30", shown)  # time left
     assert {("2.3", "10"), ("4.7", "20")} <= set(within)
     assert "| 7/7 [" in shown
+
+
+class Labels(nn.Module):
+    """The class of every pixel, keeping or dropping the scores."""
+
+    def __init__(self, scores: bool) -> None:
+        super().__init__()
+        self.net, self.scores = residual(), scores
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.net(x)
+        return scores if self.scores else scores.argmax(1)
+
+
+def test_a_network_of_labels_learns_from_its_scores() -> None:
+    scores, labels = (
+        fxquant.quantize(
+            Labels(kept).eval(), [X], config=fxquant.W3A3, solver=NetworkTuning(SHORT),
+            progress=False,
+        )
+        for kept in (True, False)
+    )  # fmt: skip
+    assert torch.equal(labels(X), scores(X).argmax(1))
