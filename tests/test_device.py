@@ -51,7 +51,7 @@ QUICK = {"iterations": 4, "batch": 4, "window": 4, "held_back": 4, "judgements":
 
 
 class Net(nn.Module):
-    """A sum, a depthwise layer, a constant, and a float operator that asks for the device."""
+    """A sum, a depthwise layer, a constant, and float operators that ask for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x + self.shift)
         x = self.depthwise(F.relu(self.conv(x) + x))
-        x = x * torch.cumsum(torch.ones(7, device=x.device), 0)
+        x = torch.minimum(x, torch.full((7,), torch.inf, device=x.device))  # not folded
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
