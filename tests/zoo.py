@@ -104,6 +104,11 @@ class InvertedBottleneck(nn.Module):
         return self.head(x + self.project(self.se(self.depthwise(self.expand(x)))))
 
 
+def standardized(weight: Tensor) -> Tensor:
+    """Zero mean and unit variance of every filter."""
+    return (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True)
+
+
 class Constants(nn.Module):
     """What is computed from parameters: standardized and fusion weights, scales of channels."""
 
@@ -117,9 +122,7 @@ class Constants(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        deviation = self.weight.std((1, 2, 3), keepdim=True)
-        weight = (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) / (3 * deviation)
-        y = F.conv2d(x, weight, padding=1) * self.gain
+        y = F.conv2d(x, standardized(self.weight) / 3, padding=1) * self.gain
         fusion = F.relu(self.fusion)
         fusion = fusion / (fusion.sum() + 1e-4)
         y = fusion[0] * F.silu(y) + fusion[1] * x

@@ -113,7 +113,7 @@ def _island(nodes: list[Node], floats: set[Node], constants: Mapping[Node, Tenso
 
 def _helpers(nodes: list[Node], floats: set[Node]) -> list[Node]:
     """What other islands compute that is read here and no float32, in execution order."""
-    found: dict[Node, None] = {}
+    inside, found = set(nodes), dict[Node, None]()
 
     def visit(node: Node) -> None:
         for source in nodes_in((node.args, node.kwargs)):
@@ -121,7 +121,6 @@ def _helpers(nodes: list[Node], floats: set[Node]) -> list[Node]:
                 visit(source)
                 found[source] = None
 
-    inside = set(nodes)
     for node in nodes:
         visit(node)
     return list(found)

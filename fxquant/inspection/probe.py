@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
+from fxquant.ir.build import invoke
 from fxquant.ir.floats import within_bounds
 from fxquant.ir.frontend import capture, normalize
 from fxquant.ops.arithmetic import requantize
@@ -134,12 +135,7 @@ class Probe:
                 return operand(source.all_input_nodes[0])
             return self._call(source, floats, rounding)
 
-        args, kwargs = map_arg(node.args, operand), map_arg(node.kwargs, operand)
-        if node.op == "call_method":
-            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        else:
-            assert callable(node.target)
-            result = node.target(*args, **kwargs)
+        result = invoke(node, map_arg(node.args, operand), map_arg(node.kwargs, operand))
         return result if rounding else within_bounds(node, result)
 
 

@@ -68,19 +68,22 @@ class GraphBuilder:
         return finish(self.root, self.graph)
 
 
+def invoke(node: Node, args: Any, kwargs: Any) -> Any:
+    """What a call_function or call_method node computes from operands."""
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
 def infer_shape(node: Node) -> None:
     """Record shape and dtype of a call_function or call_method node from those of its operands."""
 
     def meta(operand: Node) -> Tensor:
         return torch.empty(operand.meta["shape"], dtype=operand.meta["dtype"], device="meta")
 
-    args, kwargs = map_arg(node.args, meta), map_arg(node.kwargs, meta)
     with torch.no_grad():
-        if node.op == "call_method":
-            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        else:
-            assert callable(node.target)
-            result = node.target(*args, **kwargs)
+        result = invoke(node, map_arg(node.args, meta), map_arg(node.kwargs, meta))
     if isinstance(result, tuple | list):
         result = result[0]
     if isinstance(result, Tensor):

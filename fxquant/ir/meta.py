@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from fxquant.errors import StageError
 from fxquant.numerics.types import QParams, QuantSpec
@@ -205,8 +205,8 @@ def set_delivers_float(node: Node) -> None:
     node.meta["delivers_float"] = True
 
 
-def tensor_of(gm: GraphModule, node: Node) -> torch.Tensor:
-    """The tensor behind a get_attr node."""
+def tensor_of(gm: nn.Module, node: Node) -> torch.Tensor:
+    """The tensor behind a get_attr node of a module's graph."""
     value: object = gm
     for part in str(node.target).split("."):
         value = getattr(value, part)

@@ -108,6 +108,14 @@ def _batch_norm_affine(gm: GraphModule, node: Node) -> tuple[Tensor, Tensor]:
     return scale, offset if bias is None else offset + bias.double()
 
 
+def _scale_and_offset(gm: GraphModule, node: Node, channels: int) -> tuple[Tensor, Tensor]:
+    """Those of a batch norm, or of an affine function for every channel, float64 `[C]`."""
+    if node.target is batch_norm:
+        return _batch_norm_affine(gm, node)
+    ones = torch.ones(channels, dtype=torch.float64)
+    return ones * meta.static(node, "scale"), ones * meta.static(node, "offset")
+
+
 def fold_into_layer(gm: GraphModule, node: Node) -> Node | Refusal | None:
     """`conv(x, W, b) * scale + offset` -> `conv(x, W*scale, b*scale + offset)`; linear likewise.
 
@@ -128,17 +136,14 @@ def fold_into_layer(gm: GraphModule, node: Node) -> Node | Refusal | None:
     weight_node, bias_node = _operand(layer, 1), _operand(layer, 2)
     assert weight_node is not None
     weight = meta.tensor_of(gm, weight_node).detach().double()
-    if node.target is batch_norm:
-        scale, offset = _batch_norm_affine(gm, node)
-    else:
-        ones = weight.new_ones(meta.shape_of(layer)[-1 if layer.target is linear else 1])
-        scale, offset = ones * meta.static(node, "scale"), ones * meta.static(node, "offset")
+    scale, offset = _scale_and_offset(gm, node, len(weight))
     folded = weight * scale.reshape([-1] + [1] * (weight.ndim - 1))
     bias = _tensor(gm, bias_node)
     new_bias = offset if bias is None else offset + bias.double() * scale
     w = _get_attr(gm, node, str(weight_node.target), folded.float())
     b = _get_attr(gm, node, f"{weight_node.target}_bias", new_bias.float())
-    args, parts = (_operand(layer), w, b), (layer, node) if node.target is batch_norm else (layer,)
+    args = (_operand(layer), w, b)
+    parts = (layer, node) if node.target is batch_norm else (layer,)
     return _replace(gm, node, layer.target, args, dict(layer.kwargs), *parts)
 
 

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from fxquant.ir import meta
+from fxquant.ir.build import invoke
 from fxquant.ir.floats import within_bounds
 
 Parameters = Callable[[Node], tuple[Tensor, Tensor]]  # weight and bias of a layer
@@ -97,12 +98,9 @@ class Program:
             return self.read(n, values[n.name], on_grid if integer else None)
 
         args, kwargs = map_arg(node.args, operand), map_arg(node.kwargs, operand)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if parameters is not None and meta.is_layer(node):
             args = (args[0], *parameters(node), *args[3:])
-        function: Any = node.target
-        result = function(*args, **kwargs)
+        result = invoke(node, args, kwargs)
         return result if on_grid is not None else within_bounds(node, result)
 
     @staticmethod

@@ -12,17 +12,14 @@ from torch import Tensor
 from fxquant.config import Config
 from fxquant.errors import TargetError
 from fxquant.targets import (
+    ALL,
     ARMV7_NEON,
     CORTEX_A53,
     CORTEX_A55,
     GENERIC,
     NEOVERSE_V1,
-    X86_AMX,
     X86_AVX2,
-    X86_AVX512,
-    X86_AVX_VNNI,
     X86_VNNI,
-    X86_ZEN1,
     Target,
 )
 from tests.graphs import quantize_model, tensors
@@ -34,7 +31,7 @@ tvm_backend = pytest.importorskip("tvm_backend")
 if not hasattr(tvm_backend, "compile"):
     pytest.skip("tvm_backend.compile is not part of this build", allow_module_level=True)
 
-HOSTS = (X86_VNNI, X86_AMX, X86_AVX512, X86_AVX_VNNI, X86_AVX2, X86_ZEN1, GENERIC)
+HOSTS = tuple(target for target in ALL if target.is_x86)
 FOREIGN = (CORTEX_A53, CORTEX_A55, NEOVERSE_V1, ARMV7_NEON)
 FEW = settings(max_examples=5, suppress_health_check=list(HealthCheck))
 

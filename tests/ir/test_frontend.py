@@ -17,7 +17,7 @@ from fxquant.errors import CaptureError
 from fxquant.ops import OPS
 from fxquant.ops.normalization import batch_norm
 from tests.graphs import check_frontend, check_same_floats, fused, normalized, ops_of
-from tests.zoo import ZOO, Head, ZooModel, conv_bn
+from tests.zoo import ZOO, Head, ZooModel, conv_bn, standardized
 
 IMAGE = torch.randn(2, 4, 9, 7, generator=torch.Generator().manual_seed(5))
 
@@ -200,11 +200,6 @@ def test_style_exported(style: str) -> None:
     model = Function(STYLES[style][0]).eval()
     program = torch.export.export(model, (IMAGE,))
     check_same_floats(normalized(program, IMAGE), model, [IMAGE])
-
-
-def standardized(weight: Tensor) -> Tensor:
-    """Zero mean and unit variance of every filter."""
-    return (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True)
 
 
 def weighted(weights: Tensor, *values: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from typing import Any
 
 from fxquant.numerics.accumulator import INT32_MAX
 from tvm_backend.call import Call, Value
-from tvm_backend.emit.epilogue_isa import epilogue_isa
 from tvm_backend.emit.fill import fill_halo
 from tvm_backend.emit.loops import (
     all_indices,
@@ -33,7 +32,6 @@ from tvm_backend.emit.word_requant import (
     WordCompute,
     WordProduct,
     WordRequant,
-    has_words,
 )
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Image, code_width
@@ -91,10 +89,7 @@ def mul(call: Call) -> tuple[Kernel, ...]:
         acc = a * b if bound <= INT32_MAX else as_int64(a) * as_int64(b)
         return to_stored(scale(acc, multiplier, shift, bound, grid.width), grid)
 
-    words = None
-    if has_words(call.target, grid, _dtypes(call)):
-        isa, dtype = epilogue_isa(call.target), call.output.storage.dtype
-        words = WordProduct(isa, grid, dtype, zero_points, multiplier, shift)
+    words = WordProduct.of(call.target, zero_points, multiplier, shift, grid, _dtypes(call))
     return _kernel(call, "mul", compute, zero_points, multiplier, shift, grid, words=words)
 
 
@@ -208,9 +203,8 @@ def _by_channel_words(
     """Chunks of channels, each for all pixels of a row: what they share is loaded once."""
     out = images[-1]
 
-    def operand(image: Image, buffer: Any, n: Any, h: Any, w: Any, c: Any, lanes: int) -> Any:
-        n, h, w = (0 if e == 1 else i for e, i in ((image.n, n), (image.h, h), (image.w, w)))
-        return T.Bind(load(buffer, image.offset(n, h, w, c), lanes))
+    def operand(image: Image, buffer: Any, at: tuple[Any, ...], lanes: int) -> Any:
+        return T.Bind(load(buffer, _broadcast_offset(image, *at), lanes))
 
     with image_rows(plan.output, y, abi) as (n, h):
         for start, count, lanes in _chunks(words, out.channels):
@@ -218,11 +212,11 @@ def _by_channel_words(
                 c = start + i * lanes
                 pairs = list(zip(images[:-1], buffers, strict=True))
                 shared = {
-                    b: operand(image, b, n, h, 0, c, lanes) for image, b in pairs if image.w == 1
+                    b: operand(image, b, (n, h, 0, c), lanes) for image, b in pairs if image.w == 1
                 }
                 with T.serial(out.w) as w:
                     codes = [
-                        shared[b] if b in shared else operand(image, b, n, h, w, c, lanes)
+                        shared[b] if b in shared else operand(image, b, (n, h, w, c), lanes)
                         for image, b in pairs
                     ]
                     store(y, out.offset(n, h, w, c), words.apply(codes, lanes), lanes)
@@ -248,10 +242,10 @@ def _by_broadcast(
     lanes = channel_lanes(*(i for i in images if i.c == out.c))
 
     def operand(image: Image, buffer: Any, n: Any, h: Any, w: Any, c: Any) -> Any:
-        n, h, w = (0 if e == 1 else i for e, i in ((image.n, n), (image.h, h), (image.w, w)))
         if image.c == 1 and out.c != 1:
-            return splat(T.cast(buffer[image.offset(n, h, w, 0)], "int32"), "int32", lanes)
-        return load_as(buffer, image.offset(n, h, w, c), "int32", lanes)
+            element = buffer[_broadcast_offset(image, n, h, w, 0)]
+            return splat(T.cast(element, "int32"), "int32", lanes)
+        return load_as(buffer, _broadcast_offset(image, n, h, w, c), "int32", lanes)
 
     with (
         image_rows(plan.output, y, abi) as (n, h),
@@ -261,6 +255,12 @@ def _by_broadcast(
         pairs = zip(images[:-1], buffers, strict=True)
         operands = [operand(image, b, n, h, w, v * lanes) for image, b in pairs]
         store(y, out.offset(n, h, w, v * lanes), plan.compute(operands), lanes)
+
+
+def _broadcast_offset(image: Image, n: Any, h: Any, w: Any, c: Any) -> Any:
+    """Where an operand has the pixel of a result; an extent of 1 is repeated."""
+    n, h, w = (0 if e == 1 else i for e, i in ((image.n, n), (image.h, h), (image.w, w)))
+    return image.offset(n, h, w, c)
 
 
 def _by_element(plan: _Plan, buffers: Sequence[Any], y: Any, abi: Abi) -> None:

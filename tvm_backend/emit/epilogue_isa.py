@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fxquant.targets import MacIdiom, Target, idioms
+from tvm_backend.macs.pmaddwd import PMADDWD
 from tvm_backend.macs.vector import clamp, concat, constant, llvm, load, shuffle
 from tvm_backend.tvm_api import T
 
@@ -106,7 +107,6 @@ def _saturate_codes(value: Any, dtype: str, lanes: int) -> Any:
 
 _PACKSSDW = {8: "llvm.x86.avx2.packssdw", 16: "llvm.x86.avx512.packssdw.512"}
 _PACKUSWB = {8: "llvm.x86.avx2.packuswb", 16: "llvm.x86.avx512.packuswb.512"}
-_PMADDWD = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 _PMULHRSW = {
     8: "llvm.x86.ssse3.pmul.hr.sw.128",
     16: "llvm.x86.avx2.pmul.hr.sw",
@@ -194,7 +194,7 @@ class X86:
         once = [shuffle([b, zeros], [i for e in pick for i in (e, 2 * self.lanes)])
                 for pick in picks]  # fmt: skip
         pairs = zip(twice, once, strict=True)
-        return [llvm(f"int32x{self.lanes}", _PMADDWD[self.lanes], x, y) for x, y in pairs]
+        return [llvm(f"int32x{self.lanes}", PMADDWD[self.lanes], x, y) for x, y in pairs]
 
 
 @dataclass(frozen=True, slots=True)

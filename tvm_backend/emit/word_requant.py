@@ -72,6 +72,7 @@ class CodeScale:
         return scale_difference(isa, difference, multiplier, self.shift, lanes)
 
 
+@dataclass(frozen=True, slots=True)
 class WordCompute(ABC):
     """8-bit codes of one or more operands to codes of one grid.
 
@@ -127,7 +128,7 @@ class WordCompute(ABC):
         return result
 
 
-def has_words(target: Target, grid: Grid, dtypes: Sequence[str]) -> bool:
+def _has_words(target: Target, grid: Grid, dtypes: Sequence[str]) -> bool:
     """Whether operands and result are codes in the target's 8-bit storage."""
     return grid.width is WIDTH_8 and set(dtypes) == {target.mac.storage}
 
@@ -140,9 +141,6 @@ class WordRequant(WordCompute):
         operands: One scale an operand.
     """
 
-    isa: EpilogueIsa
-    grid: Grid
-    dtype: str
     operands: tuple[CodeScale, ...]
 
     @staticmethod
@@ -150,7 +148,7 @@ class WordRequant(WordCompute):
         target: Target, operands: Sequence[CodeScale], grid: Grid, dtypes: Sequence[str]
     ) -> WordRequant | None:
         """The requantization, or None where the codes have not the target's 8-bit storage."""
-        if not has_words(target, grid, dtypes):
+        if not _has_words(target, grid, dtypes):
             return None
         return WordRequant(epilogue_isa(target), grid, dtypes[0], tuple(operands))
 
@@ -174,12 +172,20 @@ class WordProduct(WordCompute):
         shift: s.
     """
 
-    isa: EpilogueIsa
-    grid: Grid
-    dtype: str
     zero_points: tuple[int, ...]
     multiplier: int
     shift: int
+
+    @staticmethod
+    def of(
+        target: Target, zero_points: tuple[int, ...], multiplier: int, shift: int, grid: Grid,
+        dtypes: Sequence[str],
+    ) -> WordProduct | None:  # fmt: skip
+        """The product, or None where the codes have not the target's 8-bit storage."""
+        if not _has_words(target, grid, dtypes):
+            return None
+        isa = epilogue_isa(target)
+        return WordProduct(isa, grid, dtypes[0], zero_points, multiplier, shift)
 
     def scaled(self, words: Sequence[Any], vectors: int) -> Any:
         """See WordCompute."""

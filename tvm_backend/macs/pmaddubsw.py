@@ -13,6 +13,7 @@ from typing import Any
 
 from fxquant.targets import MacIdiom, idioms
 from tvm_backend.macs.interleave import interleave_quads
+from tvm_backend.macs.pmaddwd import PMADDWD
 from tvm_backend.macs.vector import constant, llvm, load
 from tvm_backend.tvm_api import T
 
@@ -69,10 +70,9 @@ class Pmaddubsw:
 
 
 MACS_256 = tuple(
-    Pmaddubsw(idiom, "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd")
-    for idiom in idioms.PMADDUBSW_256
+    Pmaddubsw(idiom, "llvm.x86.avx2.pmadd.ub.sw", PMADDWD[8]) for idiom in idioms.PMADDUBSW_256
 )
 MACS_512 = tuple(
-    Pmaddubsw(idiom, "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512")
+    Pmaddubsw(idiom, "llvm.x86.avx512.pmaddubs.w.512", PMADDWD[16])
     for idiom in idioms.PMADDUBSW_512
 )

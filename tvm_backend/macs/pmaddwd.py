@@ -11,6 +11,9 @@ from tvm_backend.macs.interleave import interleave_quads
 from tvm_backend.macs.vector import constant, llvm, load
 from tvm_backend.tvm_api import T
 
+# LLVM's name of the instruction by the lanes of its result.
+PMADDWD = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+
 
 @dataclass(frozen=True, slots=True)
 class Pmaddwd:

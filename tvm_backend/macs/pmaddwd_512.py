@@ -1,6 +1,6 @@
 """AVX512BW: `pmaddwd` on 512-bit registers."""
 
 from fxquant.targets.idioms import PMADDWD_512
-from tvm_backend.macs.pmaddwd import Pmaddwd
+from tvm_backend.macs.pmaddwd import PMADDWD, Pmaddwd
 
-MAC = Pmaddwd(PMADDWD_512, "llvm.x86.avx512.pmaddw.d.512")
+MAC = Pmaddwd(PMADDWD_512, PMADDWD[16])

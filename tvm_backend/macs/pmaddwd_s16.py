@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fxquant.targets import idioms
-from tvm_backend.macs.pmaddwd import Pmaddwd
+from tvm_backend.macs.pmaddwd import PMADDWD, Pmaddwd
 from tvm_backend.macs.vector import load, shuffle
 from tvm_backend.tvm_api import T
 
@@ -33,8 +33,8 @@ class PmaddwdS16(Pmaddwd):
         ]
 
 
-MAC_256 = PmaddwdS16(idioms.PMADDWD_S16_256, "llvm.x86.avx2.pmadd.wd")
-MAC_512 = PmaddwdS16(idioms.PMADDWD_S16_512, "llvm.x86.avx512.pmaddw.d.512")
+MAC_256 = PmaddwdS16(idioms.PMADDWD_S16_256, PMADDWD[8])
+MAC_512 = PmaddwdS16(idioms.PMADDWD_S16_512, PMADDWD[16])
 
 # By the idiom that the same target has for 8-bit activations.
 MACS = {

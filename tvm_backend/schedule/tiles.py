@@ -300,8 +300,8 @@ def plan_tiles(
         return images * total, th, -nb
 
     ranked = sorted((cost(tile), tile) for tile in _candidates(mac, rows, cols, vectors))
-    asks = costs.streamed_from
-    small = weights <= (WEIGHTS_IN_CACHE if asks is None else asks)
+    streamed_from = costs.streamed_from
+    small = weights <= (WEIGHTS_IN_CACHE if streamed_from is None else streamed_from)
     return tuple(
         Plan(total, Tile(th, tw, nb, pixels_first=small and rows // th >= SPREAD_ROWS))
         for (total, _, _), (th, tw, nb) in ranked

@@ -47,7 +47,8 @@ class Recorder(Interpreter):
     def run_node(self, n: Node) -> Any:
         """Run a node and look for operands that changed by it."""
         operands = _tensors([self.env.get(a) for a in n.all_input_nodes])
-        versions, random = [t._version for t in operands], torch.get_rng_state()
+        versions = [t._version for t in operands]
+        random = torch.get_rng_state() if self._reads_constants(n) else None
         value = super().run_node(n)
         if n.op == "get_attr" and isinstance(value, Tensor):
             self._own[str(n.target)] = value
@@ -55,20 +56,16 @@ class Recorder(Interpreter):
         if changed:
             self.overwritten[n] = self._aliases(n, changed, value)
         self.values[n] = _abstract(value)
-        if self._is_constant(n, value) and torch.equal(random, torch.get_rng_state()):
+        if random is not None and torch.equal(random, torch.get_rng_state()) and _is_finite(value):
             self.constants[n] = tree_map_only(Tensor, torch.clone, value)
         return value
 
-    def _is_constant(self, n: Node, value: Any) -> bool:
-        if n.op not in ("call_function", "call_method") or not has_tensor(self.values[n]):
-            return False
-        if not all(
+    def _reads_constants(self, n: Node) -> bool:
+        """Whether a call reads no input of the network, nor what is computed from one."""
+        return n.op in ("call_function", "call_method") and all(
             s.op == "get_attr" or s in self.constants or not has_tensor(self.values[s])
             for s in n.all_input_nodes
-        ):
-            return False
-        leaves = tree_leaves(value)
-        return all(isinstance(t, Tensor) and bool(torch.isfinite(t).all()) for t in leaves)
+        )
 
     def _aliases(self, n: Node, changed: list[Tensor], result: Any) -> tuple[Node, ...]:
         """Earlier nodes that are the changed tensor and are read behind `n`.
@@ -105,6 +102,13 @@ class Recorder(Interpreter):
                     remedy="compute a new tensor instead, e.g. with torch.where or torch.cat",
                 )
         return tuple(found)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a result is finite tensors and nothing else."""
+    leaves = tree_leaves(value)
+    finite = all(isinstance(t, Tensor) and bool(torch.isfinite(t).all()) for t in leaves)
+    return bool(leaves) and finite
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fxquant.ir.frontend.call import Call
-from fxquant.ir.meta import opdef, shape_of
+from fxquant.ir.meta import opdef, shape_of, tensor_of
 from fxquant.ops import arithmetic, elementwise
 from fxquant.ops.normalization import batch_norm
 
@@ -30,63 +30,61 @@ def _broadcasts(call: Call, a: Node, b: Node) -> bool:
     return len(sa) == len(sb) == 4 and small[2:] == (1, 1) and small[:2] == big[:2]
 
 
-def _constant(call: Call, operand: Any) -> Tensor | None:
-    """The tensor of a parameter or of what is computed from parameters."""
-    if not isinstance(operand, Node) or operand.op != "get_attr":
-        return None
-    value = getattr(call.builder.root, str(operand.target)).detach()
-    return value if value.dtype == torch.float32 else None
+def _constant(call: Call, x: Any, operand: Any) -> float | Tensor | None:
+    """What a value meets, if it is no value: one number, or a tensor `[C]` with one a channel.
 
-
-def _scalar(call: Call, x: Any, operand: Any) -> float | None:
-    """A number, or a constant of one element that does not add axes to a value."""
+    Of what is computed from parameters, one element that does not add axes counts as a number.
+    """
     if not _is_value(x):
         return None
     if isinstance(operand, Scalar):
         return float(operand)
-    value = _constant(call, operand)
-    if value is None or value.numel() != 1 or value.ndim > len(shape_of(x)):
+    if not isinstance(operand, Node) or operand.op != "get_attr":
         return None
-    return float(value)
+    value = tensor_of(call.builder.root, operand).detach()
+    if value.dtype != torch.float32:
+        return None
+    if value.numel() == 1 and value.ndim <= len(shape_of(x)):
+        return float(value)
+    return value.reshape(-1) if _by_channel(x, value) else None
 
 
-def _channels(call: Call, x: Any, operand: Any) -> Tensor | None:
-    """A constant `[C]` with a number for each channel of a value.
+def _by_channel(x: Node, constant: Tensor) -> bool:
+    """Whether a constant has a number for each channel of a quantized image.
 
     Not of an input or a value in float: preparing images in float loses nothing.
     """
-    value = _constant(call, operand)
-    quantized = _is_value(x) and (opdef(x) is not None or x.target is batch_norm)
-    if value is None or not quantized or len(shape_of(x)) != 4:
-        return None
-    shape = (1,) * (4 - value.ndim) + tuple(value.shape)
-    return value.reshape(-1) if shape == (1, shape_of(x)[1], 1, 1) else None
+    quantized = opdef(x) is not None or x.target is batch_norm
+    if not quantized or len(shape_of(x)) != 4:
+        return False
+    shape = (1,) * (4 - constant.ndim) + tuple(constant.shape)
+    return shape == (1, shape_of(x)[1], 1, 1)
 
 
-def _affine(call: Call, x: Node, scale: float, offset: float) -> Node:
-    return call.emit(elementwise.affine, x, scale=scale, offset=offset)
-
-
-def _affine_channels(call: Call, x: Node, scale: Tensor, offset: Tensor) -> Node:
-    """`x * scale + offset` by channels, as a batch norm, which layers take up."""
-    values = {"mean": torch.zeros_like(scale), "variance": torch.ones_like(scale),
-              "scale": scale, "offset": offset}  # fmt: skip
-    tensors = [call.builder.tensor(v, f"{call.name}_{name}") for name, v in values.items()]
+def _line(call: Call, x: Node, scale: float | Tensor, offset: float | Tensor) -> Node:
+    """`x * scale + offset`: a table; by channels a batch norm, which layers take up."""
+    if not isinstance(scale, Tensor) and not isinstance(offset, Tensor):
+        return call.emit(elementwise.affine, x, scale=scale, offset=offset)
+    named = {"mean": 0.0, "variance": 1.0, "scale": scale, "offset": offset}
+    tensors = [
+        call.builder.tensor(
+            torch.as_tensor(value, dtype=torch.float32).expand(shape_of(x)[1]).clone(),
+            f"{call.name}_{name}",
+        )
+        for name, value in named.items()
+    ]
     return call.emit(batch_norm, x, *tensors, eps=0.0)
 
 
 def add(call: Call, input: Any, other: Any, alpha: Scalar = 1) -> Any:
     """`input + alpha * other`."""
-    for x, operand, factors in ((input, other, (1.0, alpha)), (other, input, (alpha, 1.0))):
-        own, its = map(float, factors)
-        number = _scalar(call, x, operand)
-        if number is not None:
-            return _affine(call, x, own, its * number)
-        channels = _channels(call, x, operand)
-        if channels is not None:
-            return _affine_channels(call, x, torch.full_like(channels, own), its * channels)
+    own, its = 1.0, float(alpha)
+    for x, operand, a, b in ((input, other, own, its), (other, input, its, own)):
+        constant = _constant(call, x, operand)
+        if constant is not None:
+            return _line(call, x, a, b * constant)
     if _is_value(input) and _is_value(other) and _broadcasts(call, input, other):
-        scaled = other if alpha == 1 else _affine(call, other, float(alpha), 0.0)
+        scaled = other if alpha == 1 else _line(call, other, its, 0.0)
         return call.emit(arithmetic.add, input, scaled)
     return NotImplemented
 
@@ -104,12 +102,9 @@ def rsub(call: Call, input: Any, other: Any, alpha: Scalar = 1) -> Any:
 def mul(call: Call, input: Any, other: Any) -> Any:
     """`input * other`."""
     for x, operand in ((input, other), (other, input)):
-        number = _scalar(call, x, operand)
-        if number is not None:
-            return _affine(call, x, number, 0.0)
-        channels = _channels(call, x, operand)
-        if channels is not None:
-            return _affine_channels(call, x, channels, torch.zeros_like(channels))
+        constant = _constant(call, x, operand)
+        if constant is not None:
+            return _line(call, x, constant, 0.0)
     if _is_value(input) and _is_value(other) and _broadcasts(call, input, other):
         return call.emit(arithmetic.mul, input, other)
     return NotImplemented
@@ -117,20 +112,17 @@ def mul(call: Call, input: Any, other: Any) -> Any:
 
 def div(call: Call, input: Any, other: Any, rounding_mode: str | None = None) -> Any:
     """`input / constant`."""
-    if rounding_mode is not None:
+    constant = _constant(call, input, other)
+    if constant is None or rounding_mode is not None:
         return NotImplemented
-    number = _scalar(call, input, other)
-    if number:
-        return _affine(call, input, 1.0 / number, 0.0)
-    channels = _channels(call, input, other)
-    if channels is not None and bool((channels != 0).all()):
-        return _affine_channels(call, input, 1.0 / channels, torch.zeros_like(channels))
-    return NotImplemented
+    if not torch.as_tensor(constant).all():  # one of them is 0
+        return NotImplemented
+    return _line(call, input, 1.0 / constant, 0.0)
 
 
 def neg(call: Call, input: Node) -> Any:
     """`-input`."""
-    return _affine(call, input, -1.0, 0.0)
+    return _line(call, input, -1.0, 0.0)
 
 
 def power(call: Call, input: Any, exponent: Any) -> Any:

@@ -173,18 +173,22 @@ def adaptive_avg_pool1d(call: Call, input: Node, output_size: Any) -> Any:
     return call.reshape(_adaptive(call, x, (1, call.out_shape[2]), True), call.out_shape)
 
 
+def _over_plane(x: Node, dim: Any) -> bool:
+    """Whether a reduction takes the rows and columns of an image, and nothing else."""
+    axes = (dim,) if isinstance(dim, int) else tuple(dim or ())
+    return _is_image(x) and {a % 4 for a in axes} == {2, 3}
+
+
 def mean(call: Call, input: Node, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
     """Mean over the plane of an image is global average pooling; other means stay in float."""
-    axes = (dim,) if isinstance(dim, int) else tuple(dim or ())
-    if not _is_image(input) or {a % 4 for a in axes} != {2, 3} or dtype:
+    if not _over_plane(input, dim) or dtype:
         return NotImplemented
     return call.reshape(_adaptive(call, input, (1, 1), average=True), call.out_shape)
 
 
 def amax(call: Call, input: Node, dim: Any = (), keepdim: bool = False) -> Any:
     """Maximum over the plane of an image; other maxima stay in float."""
-    axes = (dim,) if isinstance(dim, int) else tuple(dim)
-    if not _is_image(input) or {a % 4 for a in axes} != {2, 3}:
+    if not _over_plane(input, dim):
         return NotImplemented
     return call.reshape(_adaptive(call, input, (1, 1), average=False), call.out_shape)
 
