@@ -21,14 +21,15 @@ class Value:
         name: Name of the node that produces it.
         shape: Shape in torch's axis order.
         storage: How it lies in memory.
-        fill: What its halo holds (stored, not code); None without a halo.
+        fill: What its halo holds (stored, not code); None without a halo. Inside some kernels it is
+            a scalar expression.
         largest: Largest 8-bit code it can hold.
     """
 
     name: str
     shape: tuple[int, ...]
     storage: Storage
-    fill: int | None = None
+    fill: Any = None
     largest: int = 255
 
     def at(self, index: Sequence[Any]) -> Any:

@@ -23,7 +23,8 @@ from tvm_backend.emit.elementwise import code_bound
 from tvm_backend.emit.fill import fill_halo
 from tvm_backend.emit.loops import load_as, splat, spread_loop, store, vector_type
 from tvm_backend.emit.naming import kernel_name
-from tvm_backend.emit.requant import Grid, Numbers, output_grid, scale, scale_by, to_stored
+from tvm_backend.emit.requant import Numbers, output_grid, scale, scale_by, to_stored
+from tvm_backend.emit.scalars import Scalars, nameless
 from tvm_backend.emit.windows import Run, Window, runs
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.tvm_api import IN_REGISTERS, T
@@ -33,6 +34,8 @@ _SHORT_SUMS = {"uint8": ("uint16", 257), "int8": ("int16", 256)}  # type, larges
 
 # (sum, index of the window, bound of the sum) -> what is stored
 _Finish = Callable[[Any, Any, int], Any]
+# (scalars, tables) as the kernel reads them -> the above
+_Make = Callable[[Scalars, Any], _Finish]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class _Pool:
         output: Result.
         rows: Windows along H.
         cols: Windows along W.
-        zero_point: Stored zero point of the input.
+        scalars: Zero points, and the multiplier if all windows have the same.
         tables: Number of windows if their requantizations differ, else 0.
     """
 
@@ -54,50 +57,56 @@ class _Pool:
     output: Value
     rows: tuple[Window, ...]
     cols: tuple[Window, ...]
-    zero_point: int
+    scalars: Scalars
     tables: int
+
+    def kernel(self, make: _Make, *tables: np.ndarray) -> tuple[Kernel, ...]:
+        """The kernel that finishes windows like this."""
+        constants = (*tables, self.scalars.constant())
+        build = partial(_build, self, make)
+        return (Kernel(self.name, build, (self.source.storage,), constants, self.output.storage),)
 
 
 def avg_pool2d_accumulate(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.avg_pool2d_accumulate`."""
-    pool = _pool(call, "sum_pool2d", 0)
-    build = partial(_build, pool, lambda _: lambda acc, window, bound: acc)
-    return (Kernel(pool.name, build, (pool.source.storage,), (), pool.output.storage),)
+    zero_point = call.numbers["zero_point"] + call.inputs[0].offset
+    pool = _pool(call, "sum_pool2d", Scalars((zero_point,), (), 0, 0), 0)
+    return pool.kernel(lambda scalars, tables: lambda acc, window, bound: acc)
 
 
 def avg_pool2d(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.avg_pool2d`."""
-    grid = output_grid(call)
     multiplier = np.asarray(call.tensors["multiplier"], np.int32).reshape(-1)
     shift = np.asarray(call.tensors["shift"], np.int32).reshape(-1)
+    grid, zero_points = output_grid(call), [call.numbers["zero_point"]]
+    bounds = grid.qmin, grid.qmax
     if len(set(zip(multiplier.tolist(), shift.tolist(), strict=True))) == 1:
-        m, s = int(multiplier[0]), int(shift[0])
-        pool = _pool(call, "avg_pool2d", 0, grid, m, s)
-        build = partial(_build, pool, partial(_immediate, m, s, grid))
-        constants: tuple[np.ndarray, ...] = ()
-    else:
-        pool = _pool(call, "avg_pool2d", multiplier.size, grid)
-        build = partial(_build, pool, partial(_by_table, multiplier.size, grid))
-        constants = (np.concatenate(Numbers.of(multiplier, shift)),)
-    return (Kernel(pool.name, build, (pool.source.storage,), constants, pool.output.storage),)
+        scalars, s = Scalars.of(call, zero_points, [int(multiplier[0])]), int(shift[0])
+        return _pool(call, "avg_pool2d", scalars, 0, *bounds, s).kernel(partial(_alike, call, s))
+    windows = multiplier.size
+    pool = _pool(call, "avg_pool2d", Scalars.of(call, zero_points, []), windows, *bounds)
+    tables = np.concatenate(Numbers.of(multiplier, shift))
+    return pool.kernel(partial(_by_table, call, windows), tables)
 
 
-def _pool(call: Call, op: str, tables: int, *details: Any) -> _Pool:
+def _pool(call: Call, op: str, scalars: Scalars, tables: int, *details: Any) -> _Pool:
     source, output = call.inputs[0], call.output
     rows, cols = tuple(call.numbers["rows"]), tuple(call.numbers["cols"])
-    zero_point = call.numbers["zero_point"] + source.offset
-    name = kernel_name(op, (source,), output, call.target, rows, cols, zero_point, tables, *details)
-    return _Pool(name, source, output, rows, cols, zero_point, tables)
+    name = kernel_name(op, (source,), nameless(output), call.target, rows, cols, tables, *details)
+    return _Pool(name, source, output, rows, cols, scalars, tables)
 
 
-def _immediate(multiplier: int, shift: int, grid: Grid, tables: Any) -> _Finish:
+def _alike(call: Call, shift: int, scalars: Scalars, tables: Any) -> _Finish:
     del tables
+    grid, (multiplier,) = scalars.grid(call), scalars.multipliers
     return lambda acc, window, bound: to_stored(
         scale(acc, multiplier, shift, bound, grid.width), grid
     )
 
 
-def _by_table(windows: int, grid: Grid, tables: Any) -> _Finish:
+def _by_table(call: Call, windows: int, scalars: Scalars, tables: Any) -> _Finish:
+    grid = scalars.grid(call)
+
     def finish(acc: Any, window: Any, bound: int) -> Any:
         numbers = Numbers(*(tables[row * windows + window] for row in range(4)))
         return to_stored(scale_by(acc, numbers, bound, grid.width), grid)
@@ -105,22 +114,26 @@ def _by_table(windows: int, grid: Grid, tables: Any) -> _Finish:
     return finish
 
 
-def _build(pool: _Pool, make: Callable[[Any], _Finish], abi: Abi) -> Any:
-    output = pool.output
+def _build(pool: _Pool, make: _Make, abi: Abi) -> Any:
+    source, result = pool.source.storage, pool.output.storage
     params = (
-        Param("x", (pool.source.storage.size,), pool.source.storage.dtype),
+        Param("x", (source.size,), source.dtype),
         *([Param("tables", (4 * pool.tables,), "int32")] if pool.tables else []),
-        Param("y", (output.storage.size,), output.storage.dtype),
+        pool.scalars.param(),
+        Param("y", (result.size,), result.dtype),
     )
     with prim_func(pool.name, params, abi) as (built, p):
-        fill_halo(output, p["y"])
-        finish = make(p.get("tables"))
+        scalars = pool.scalars.read(p["scalars"])
+        fill_halo(scalars.placed(pool.output), p["y"])
+        finish = make(scalars, p.get("tables"))
         for row, col in product(runs(pool.rows), runs(pool.cols)):
-            _block(pool, row, col, p["x"], p["y"], finish, abi)
+            _block(pool, row, col, p["x"], p["y"], scalars.zero_points[0], finish, abi)
     return built.func
 
 
-def _block(pool: _Pool, row: Run, col: Run, x: Any, y: Any, finish: _Finish, abi: Abi) -> None:
+def _block(
+    pool: _Pool, row: Run, col: Run, x: Any, y: Any, zero_point: Any, finish: _Finish, abi: Abi
+) -> None:
     """All windows of one pair of runs, spread over rows and groups of channels."""
     image, result = pool.source.image, pool.output.image
     lanes = math.gcd(16, image.channels, result.channels)
@@ -151,5 +164,5 @@ def _block(pool: _Pool, row: Run, col: Run, x: Any, y: Any, finish: _Finish, abi
         target = result.offset(n, row.first + h, col.first + j, c)
         for v in range(vectors):
             total = T.cast(sums[v], vector_type(wide, lanes))
-            acc = total - splat(count * pool.zero_point, wide, lanes)
+            acc = total - splat(count * zero_point, wide, lanes)
             store(y, target + v * lanes, finish(acc, window, bound), lanes)

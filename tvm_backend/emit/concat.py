@@ -6,7 +6,7 @@ vectors; an operand already on the output grid is copied as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from fxquant.numerics import reference
-from fxquant.targets import Target
 from tvm_backend.call import Call, Value
 from tvm_backend.emit.axis_map import channel_axis
 from tvm_backend.emit.copies import CONVERTED_LANES, COPIED_LANES, Convert, chunks, copy_run
@@ -24,6 +23,7 @@ from tvm_backend.emit.fill import fill_halo
 from tvm_backend.emit.loops import all_indices, image_rows, store, vector_type
 from tvm_backend.emit.naming import kernel_name
 from tvm_backend.emit.requant import Grid, output_grid, scale, to_stored
+from tvm_backend.emit.scalars import Scalars, nameless
 from tvm_backend.emit.word_requant import CodeScale, WordRequant
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Image, code_width
@@ -32,18 +32,14 @@ from tvm_backend.tvm_api import T
 
 @dataclass(frozen=True, slots=True)
 class _Operand:
-    """Requantization of one operand.
+    """What is code in the requantization of one operand.
 
     Attributes:
-        zero_point: Stored zero point.
-        multiplier: m.
         shift: s.
         bound: Largest magnitude of `code - zero_point`.
         exact: Whether the requantization maps every code to itself.
     """
 
-    zero_point: int
-    multiplier: int
     shift: int
     bound: int
     exact: bool
@@ -53,21 +49,19 @@ def concat(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.concat`."""
     numbers, grid = call.numbers, output_grid(call)
     axis = numbers["axis"] % len(call.output.shape)
+    requantizations = zip(
+        numbers["zero_points"], numbers["multipliers"], numbers["shifts"], strict=True
+    )
     operands = tuple(
-        _Operand(zp + value.offset, m, s, code_bound(value), _is_identity(call, value, zp, m, s))
-        for value, zp, m, s in zip(
-            call.inputs, numbers["zero_points"], numbers["multipliers"], numbers["shifts"],
-            strict=True,
-        )
-    )  # fmt: skip
-    name = kernel_name("concat", call.inputs, call.output, call.target, axis, operands, grid)
-    converters = [
-        _converter(operand, value, call.output, grid, call.target)
-        for operand, value in zip(operands, call.inputs, strict=True)
-    ]
-    build = partial(_build, name, call.inputs, call.output, axis, converters)
+        _Operand(s, code_bound(value), _is_identity(call, value, zero_point, m, s))
+        for value, (zero_point, m, s) in zip(call.inputs, requantizations, strict=True)
+    )
+    scalars = Scalars.of(call, numbers["zero_points"], numbers["multipliers"])
+    details = axis, operands, grid.qmin, grid.qmax
+    name = kernel_name("concat", call.inputs, nameless(call.output), call.target, *details)
+    build = partial(_build, name, call, axis, scalars, operands)
     storages = tuple(v.storage for v in call.inputs)
-    return (Kernel(name, build, storages, (), call.output.storage),)
+    return (Kernel(name, build, storages, (scalars.constant(),), call.output.storage),)
 
 
 def _is_identity(call: Call, value: Value, zero_point: int, multiplier: int, shift: int) -> bool:
@@ -83,36 +77,44 @@ def _is_identity(call: Call, value: Value, zero_point: int, multiplier: int, shi
     return bool((moved == codes).all())
 
 
+def _converters(call: Call, operands: Sequence[_Operand], s: Scalars) -> list[Convert | None]:
+    parts = zip(call.inputs, operands, s.zero_points, s.multipliers, strict=True)
+    return [
+        None if o.exact else _converter(call, v, o, zp, m, s.grid(call)) for v, o, zp, m in parts
+    ]
+
+
 def _converter(
-    operand: _Operand, value: Value, output: Value, grid: Grid, target: Target
-) -> Convert | None:
-    if operand.exact:
-        return None
-    code_scale = CodeScale(operand.zero_point, operand.multiplier, operand.shift)
-    words = WordRequant.of(target, [code_scale], grid, [value.storage.dtype, output.storage.dtype])
+    call: Call, value: Value, operand: _Operand, zero_point: Any, multiplier: Any, grid: Grid
+) -> Convert:
+    code_scale = CodeScale(zero_point, multiplier, operand.shift)
+    dtypes = [value.storage.dtype, call.output.storage.dtype]
+    words = WordRequant.of(call.target, [code_scale], grid, dtypes)
 
     def convert(vector: Any, lanes: int) -> Any:
         if words and lanes in words.chunks():
             return words.apply([vector], lanes)
-        codes = T.cast(vector, vector_type("int32", lanes)) - operand.zero_point
-        return to_stored(
-            scale(codes, operand.multiplier, operand.shift, operand.bound, grid.width), grid
-        )
+        codes = T.cast(vector, vector_type("int32", lanes)) - zero_point
+        scaled = scale(codes, multiplier, operand.shift, operand.bound, grid.width)
+        return to_stored(scaled, grid)
 
     return convert
 
 
 def _build(
-    name: str, inputs: tuple[Value, ...], output: Value, axis: int,
-    converters: list[Convert | None], abi: Abi,
-) -> Any:  # fmt: skip
+    name: str, call: Call, axis: int, scalars: Scalars, operands: Sequence[_Operand], abi: Abi
+) -> Any:
+    inputs, storage = call.inputs, call.output.storage
     params = [
         *(Param(f"x{i}", (v.storage.size,), v.storage.dtype) for i, v in enumerate(inputs)),
-        Param("y", (output.storage.size,), output.storage.dtype),
+        scalars.param(),
+        Param("y", (storage.size,), storage.dtype),
     ]
     starts = list(accumulate((v.shape[axis] for v in inputs), initial=0))
-    images = all(isinstance(v.storage, Image) for v in (*inputs, output))
+    images = all(isinstance(v.storage, Image) for v in (*inputs, call.output))
     with prim_func(name, params, abi) as (built, p):
+        elements = scalars.read(p["scalars"])
+        converters, output = _converters(call, operands, elements), elements.placed(call.output)
         buffers = [p[f"x{i}"] for i in range(len(inputs))]
         if images and axis == channel_axis(len(output.shape)):
             _channels(inputs, buffers, output, p["y"], starts, converters, abi)

@@ -5,7 +5,7 @@ Both are one float32 product (and a clamp): nothing a compiler could contract or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,29 +34,33 @@ _Convert = Callable[[Any, Any, int, bool], Any]
 
 def dequantize(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.dequantize`."""
-    source, output = call.inputs[0], call.output
-    scale, zero_point = float(call.numbers["scale"]), call.numbers["zero_point"] + source.offset
-    name = kernel_name("dequantize", (source,), output, call.target, scale, zero_point)
+    source = call.inputs[0]
+    constants = {
+        "scales": np.array([call.numbers["scale"]], np.float32),
+        "zero_point": np.array([call.numbers["zero_point"] + source.offset], np.int32),
+    }
 
-    def convert(stored: Any, channel: Any, lanes: int, across: bool) -> Any:
-        del channel, across
-        real = T.cast(stored - zero_point, vector_type("float32", lanes))
-        return real * splat(scale, "float32", lanes)
+    def conversion(p: Mapping[str, Any]) -> _Convert:
+        def convert(stored: Any, channel: Any, lanes: int, across: bool) -> Any:
+            del channel, across
+            real = T.cast(stored - p["zero_point"][0], vector_type("float32", lanes))
+            return real * splat(p["scales"][0], "float32", lanes)
 
-    build = partial(_build, name, source, output, 0, -1, lambda _: convert)
-    return (Kernel(name, build, (source.storage,), (), output.storage),)
+        return convert
+
+    return _kernel(call, "dequantize", constants, -1, conversion)
 
 
 def dequantize_accumulator(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.dequantize_accumulator`."""
-    source, output = call.inputs[0], call.output
     scale = np.ascontiguousarray(call.tensors["scale"], np.float32)
     lower, upper = call.numbers["lower"], call.numbers["upper"]
-    axis = call.numbers["axis"] % len(source.shape)
+    axis = call.numbers["axis"] % len(call.inputs[0].shape)
     axis = -1 if scale.size == 1 else axis
-    name = kernel_name("dequantize", (source,), output, call.target, axis, lower, upper)
 
-    def with_scales(scales: Any) -> _Convert:
+    def conversion(p: Mapping[str, Any]) -> _Convert:
+        scales = p["scales"]
+
         def convert(stored: Any, channel: Any, lanes: int, across: bool) -> Any:
             if axis == -1:
                 factor = splat(scales[0], "float32", lanes)
@@ -73,17 +77,28 @@ def dequantize_accumulator(call: Call) -> tuple[Kernel, ...]:
 
         return convert
 
-    build = partial(_build, name, source, output, scale.size, axis, with_scales)
-    return (Kernel(name, build, (source.storage,), (scale,), output.storage),)
+    constants = {"scales": scale}
+    return _kernel(call, "dequantize_accumulator", constants, axis, conversion, lower, upper)
+
+
+def _kernel(
+    call: Call, op: str, constants: Mapping[str, np.ndarray], axis: int,
+    conversion: Callable[[Mapping[str, Any]], _Convert], *details: Any,
+) -> tuple[Kernel, ...]:  # fmt: skip
+    source, output = call.inputs[0], call.output
+    name = kernel_name(op, (source,), output, call.target, axis, *details)
+    params = [Param(key, array.shape, str(array.dtype)) for key, array in constants.items()]
+    build = partial(_build, name, source, output, params, axis, conversion)
+    return (Kernel(name, build, (source.storage,), tuple(constants.values()), output.storage),)
 
 
 def _build(
-    name: str, source: Value, output: Value, scales: int, axis: int,
-    make: Callable[[Any], _Convert], abi: Abi,
+    name: str, source: Value, output: Value, constants: Sequence[Param], axis: int,
+    conversion: Callable[[Mapping[str, Any]], _Convert], abi: Abi,
 ) -> Any:  # fmt: skip
     params = (
         Param("x", (source.storage.size,), source.storage.dtype),
-        *([Param("scales", (scales,), "float32")] if scales else []),
+        *constants,
         Param("y", (output.storage.size,), "float32"),
     )
     storage = source.storage
@@ -92,7 +107,7 @@ def _build(
     channel_axis = 1 if rank == 4 else rank - 1
     with prim_func(name, params, abi) as (built, p):
         x, y = p["x"], p["y"]
-        convert = make(p.get("scales"))
+        convert = conversion(p)
         if isinstance(storage, Flat) or axis not in (-1, channel_axis):
             with all_indices(source.shape, abi) as index:
                 stored = T.cast(x[source.at(index)], wide)

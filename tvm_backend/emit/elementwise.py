@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import add as add_vectors
 from typing import Any
 
 from fxquant.numerics.accumulator import INT32_MAX
@@ -26,7 +27,8 @@ from tvm_backend.emit.loops import (
     store,
 )
 from tvm_backend.emit.naming import kernel_name
-from tvm_backend.emit.requant import Grid, as_int64, output_grid, scale, to_stored
+from tvm_backend.emit.requant import as_int64, output_grid, scale, to_stored
+from tvm_backend.emit.scalars import Scalars, nameless
 from tvm_backend.emit.word_requant import (
     CodeScale,
     WordCompute,
@@ -40,71 +42,71 @@ from tvm_backend.tvm_api import T
 # int32 vectors of stored operands -> int32 vector of the stored result
 Compute = Callable[[Sequence[Any]], Any]
 
+# the same on vectors of int16, where it is possible, after it
+_Arithmetic = tuple[Compute, WordCompute | None]
+
 
 def requantize(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.requantize`."""
-    numbers, grid, source = call.numbers, output_grid(call), call.inputs[0]
-    zero_point, bound = numbers["zero_point"] + source.offset, code_bound(source)
-    multiplier, shift = numbers["multiplier"], numbers["shift"]
-
-    def compute(operands: Sequence[Any]) -> Any:
-        scaled = scale(operands[0] - zero_point, multiplier, shift, bound, grid.width)
-        return to_stored(scaled, grid)
-
-    scales = (CodeScale(zero_point, multiplier, shift),)
-    details = (zero_point, multiplier, shift, grid)
-    return _kernel(call, "requantize", compute, *details, words=_words(call, scales, grid))
+    numbers, source = call.numbers, call.inputs[0]
+    scalars = Scalars.of(call, [numbers["zero_point"]], [numbers["multiplier"]])
+    return _sum(call, "requantize", scalars, (numbers["shift"],), [code_bound(source)])
 
 
 def add(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.add`."""
-    numbers, grid = call.numbers, output_grid(call)
-    zero_points = _stored_zero_points(call)
-    multipliers, shifts = tuple(numbers["multipliers"]), tuple(numbers["shifts"])
-    bounds = [code_bound(value) for value in call.inputs]
+    numbers, bounds = call.numbers, [code_bound(value) for value in call.inputs]
+    scalars = Scalars.of(call, numbers["zero_points"], numbers["multipliers"])
+    return _sum(call, "add", scalars, tuple(numbers["shifts"]), bounds)
 
-    def compute(operands: Sequence[Any]) -> Any:
-        u, v = (
-            scale(x - zp, m, s, bound, grid.width)
-            for x, zp, m, s, bound in zip(
-                operands, zero_points, multipliers, shifts, bounds, strict=True
-            )
-        )
-        return to_stored(u + v, grid)
 
-    scales = tuple(map(CodeScale, zero_points, multipliers, shifts))
-    details = (zero_points, multipliers, shifts, grid)
-    return _kernel(call, "add", compute, *details, words=_words(call, scales, grid))
+def _sum(
+    call: Call, op: str, scalars: Scalars, shifts: tuple[int, ...], bounds: Sequence[int]
+) -> tuple[Kernel, ...]:
+    """The kernel of a sum of one or more requantized operands."""
+
+    def arithmetic(s: Scalars) -> _Arithmetic:
+        grid = s.grid(call)
+
+        def compute(operands: Sequence[Any]) -> Any:
+            scaled = [
+                scale(x - zero_point, multiplier, shift, bound, grid.width)
+                for x, zero_point, multiplier, shift, bound in zip(
+                    operands, s.zero_points, s.multipliers, shifts, bounds, strict=True
+                )
+            ]
+            return to_stored(reduce(add_vectors, scaled), grid)
+
+        scales = tuple(map(CodeScale, s.zero_points, s.multipliers, shifts))
+        return compute, WordRequant.of(call.target, scales, grid, _dtypes(call))
+
+    return _kernel(call, op, scalars, arithmetic, shifts)
 
 
 def mul(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.mul`."""
-    numbers, grid = call.numbers, output_grid(call)
-    zero_points = _stored_zero_points(call)
-    multiplier, shift = numbers["multiplier"], numbers["shift"]
+    numbers, shift = call.numbers, call.numbers["shift"]
     bound = code_bound(call.inputs[0]) * code_bound(call.inputs[1])
 
-    def compute(operands: Sequence[Any]) -> Any:
-        a, b = (x - zp for x, zp in zip(operands, zero_points, strict=True))
-        acc = a * b if bound <= INT32_MAX else as_int64(a) * as_int64(b)
-        return to_stored(scale(acc, multiplier, shift, bound, grid.width), grid)
+    def arithmetic(s: Scalars) -> _Arithmetic:
+        grid, (multiplier,) = s.grid(call), s.multipliers
 
-    words = WordProduct.of(call.target, zero_points, multiplier, shift, grid, _dtypes(call))
-    return _kernel(call, "mul", compute, zero_points, multiplier, shift, grid, words=words)
+        def compute(operands: Sequence[Any]) -> Any:
+            a, b = (x - zp for x, zp in zip(operands, s.zero_points, strict=True))
+            acc = a * b if bound <= INT32_MAX else as_int64(a) * as_int64(b)
+            return to_stored(scale(acc, multiplier, shift, bound, grid.width), grid)
+
+        return compute, WordProduct.of(
+            call.target, s.zero_points, multiplier, shift, grid, _dtypes(call)
+        )
+
+    scalars = Scalars.of(call, numbers["zero_points"], [numbers["multiplier"]])
+    return _kernel(call, "mul", scalars, arithmetic, shift)
 
 
 def code_bound(value: Value) -> int:
     """Largest magnitude of `code - zero_point`."""
     return (1 << code_width(value.storage.dtype).bits) - 1
-
-
-def _stored_zero_points(call: Call) -> tuple[int, ...]:
-    pairs = zip(call.numbers["zero_points"], call.inputs, strict=True)
-    return tuple(zero_point + value.offset for zero_point, value in pairs)
-
-
-def _words(call: Call, scales: tuple[CodeScale, ...], grid: Grid) -> WordRequant | None:
-    return WordRequant.of(call.target, scales, grid, _dtypes(call))
 
 
 def _dtypes(call: Call) -> list[str]:
@@ -113,43 +115,49 @@ def _dtypes(call: Call) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """One elementwise kernel."""
+    """One elementwise kernel, while it is built."""
 
-    name: str
     inputs: tuple[Value, ...]
     output: Value
     compute: Compute
-    words: WordCompute | None
 
 
 def _kernel(
-    call: Call, op: str, compute: Compute, *details: Any, words: WordCompute | None = None
+    call: Call, op: str, scalars: Scalars, make: Callable[[Scalars], _Arithmetic], shifts: Any
 ) -> tuple[Kernel, ...]:
-    name = kernel_name(op, call.inputs, call.output, call.target, *details)
-    plan = _Plan(name, call.inputs, call.output, compute, words)
+    grid, output = output_grid(call), call.output
+    details = shifts, grid.qmin, grid.qmax
+    name = kernel_name(op, call.inputs, nameless(output), call.target, *details)
     storages = tuple(v.storage for v in call.inputs)
-    in_place = tuple(i for i, v in enumerate(call.inputs) if v.same_place(call.output))
-    return (Kernel(name, partial(_build, plan), storages, (), call.output.storage, in_place),)
+    in_place = tuple(i for i, v in enumerate(call.inputs) if v.same_place(output))
+    build = partial(_build, name, call.inputs, output, scalars, make)
+    return (Kernel(name, build, storages, (scalars.constant(),), output.storage, in_place),)
 
 
-def _build(plan: _Plan, abi: Abi) -> Any:
-    output = plan.output
-    values = [(f"x{i}", v) for i, v in enumerate(plan.inputs)] + [("y", output)]
-    params = [Param(n, (v.storage.size,), v.storage.dtype) for n, v in values]
-    with prim_func(plan.name, params, abi) as (built, p):
-        buffers = [p[n] for n, _ in values[:-1]]
-        images = [v.storage for v in (*plan.inputs, output) if isinstance(v.storage, Image)]
-        ranks = {len(v.shape) for v in (*plan.inputs, output)}
+def _build(
+    name: str, inputs: tuple[Value, ...], output: Value, scalars: Scalars,
+    make: Callable[[Scalars], _Arithmetic], abi: Abi,
+) -> Any:  # fmt: skip
+    operands = [Param(f"x{i}", (v.storage.size,), v.storage.dtype) for i, v in enumerate(inputs)]
+    result = Param("y", (output.storage.size,), output.storage.dtype)
+    with prim_func(name, [*operands, scalars.param(), result], abi) as (built, p):
+        elements = scalars.read(p["scalars"])
+        compute, words = make(elements)
+        plan = _Plan(inputs, elements.placed(output), compute)
+        buffers, y = [p[param.name] for param in operands], p["y"]
+        values = (*inputs, output)
+        images = [v.storage for v in values if isinstance(v.storage, Image)]
+        ranks = {len(v.shape) for v in values}
         if len(images) != len(values) or len(ranks) > 1:
-            _by_element(plan, buffers, p["y"], abi)
-        elif plan.words and _rows_in_chunks(plan.words, images):
-            _by_words(plan, plan.words, images, buffers, p["y"], abi)
-        elif plan.words and _channels_in_chunks(plan.words, images):
-            _by_channel_words(plan, plan.words, images, buffers, p["y"], abi)
+            _by_element(plan, buffers, y, abi)
+        elif words and _rows_in_chunks(words, images):
+            _by_words(plan, words, images, buffers, y, abi)
+        elif words and _channels_in_chunks(words, images):
+            _by_channel_words(plan, words, images, buffers, y, abi)
         elif all(_same_pixels(image, images[-1]) for image in images):
-            _by_vector(plan, images, buffers, p["y"], abi)
+            _by_vector(plan, images, buffers, y, abi)
         else:
-            _by_broadcast(plan, images, buffers, p["y"], abi)
+            _by_broadcast(plan, images, buffers, y, abi)
     return built.func
 
 

@@ -75,8 +75,8 @@ def to_float32(value: Any, lanes: int) -> Any:
     return T.cast(value, vector_type("float32", lanes))
 
 
-def fill(buffer: Any, position: Any, count: int, value: int) -> None:
-    """Set `count` elements to one value."""
+def fill(buffer: Any, position: Any, count: int, value: Any) -> None:
+    """Set `count` elements to one value, an integer or a scalar expression."""
     lanes = math.gcd(count, 64)
     if not count:
         return

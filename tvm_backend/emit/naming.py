@@ -32,10 +32,11 @@ def kernel_name(
     """
     kinds = "_".join(dict.fromkeys(SHORT[v.storage.dtype] for v in inputs))
     operands = [
-        (v.shape, v.storage, v.storage.dtype, isinstance(v.storage, Flat), v.fill)
+        (v.shape, v.storage, v.storage.dtype, isinstance(v.storage, Flat))
         for v in (*inputs, output)
     ]
-    digest = hashlib.sha256(repr((op, operands, details)).encode()).hexdigest()[:10]
+    code = op, operands, output.fill, details
+    digest = hashlib.sha256(repr(code).encode()).hexdigest()[:10]
     return (
         f"{SHORT[output.storage.dtype]}_{kinds}_{op}_{output.storage}_{digest}__{target.mac.name}"
     )

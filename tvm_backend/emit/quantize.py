@@ -11,6 +11,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from fxquant.numerics.width import WIDTH_8
 from tvm_backend.call import Call, Value
 from tvm_backend.emit.fill import fill_halo
@@ -25,7 +27,8 @@ from tvm_backend.emit.loops import (
     vector_type,
 )
 from tvm_backend.emit.naming import kernel_name
-from tvm_backend.emit.requant import Grid, output_grid
+from tvm_backend.emit.requant import output_grid
+from tvm_backend.emit.scalars import Scalars, nameless
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE, Image, code_width
 from tvm_backend.tvm_api import T
@@ -49,28 +52,28 @@ def round_to_int(real: Any, lanes: int) -> Any:
 
 def quantize(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.quantize`."""
-    source, output = call.inputs[0], call.output
-    scale = float(call.numbers["scale"])
-    grid = output_grid(call)
-    name = kernel_name("quantize", (source,), output, call.target, scale, grid)
-    return (
-        Kernel(
-            name, partial(_build, name, source, output, scale, grid),
-            (source.storage,), (), output.storage,
-        ),
-    )  # fmt: skip
+    source, output, grid = call.inputs[0], call.output, output_grid(call)
+    scale = np.array([call.numbers["scale"]], np.float32)
+    scalars = Scalars.of_result(call)
+    bounds = grid.qmin, grid.qmax
+    name = kernel_name("quantize", (source,), nameless(output), call.target, *bounds)
+    build = partial(_build, name, call, scalars)
+    return (Kernel(name, build, (source.storage,), (scale, scalars.constant()), output.storage),)
 
 
-def _build(name: str, source: Value, output: Value, scale: float, grid: Grid, abi: Abi) -> Any:
+def _build(name: str, call: Call, scalars: Scalars, abi: Abi) -> Any:
     params = (
-        Param("x", (source.storage.size,), "float32"),
-        Param("y", (output.storage.size,), output.storage.dtype),
+        Param("x", (call.inputs[0].storage.size,), "float32"),
+        Param("scale", (1,), "float32"),
+        scalars.param(),
+        Param("y", (call.output.storage.size,), call.output.storage.dtype),
     )
     with prim_func(name, params, abi) as (built, p):
-        x, y = p["x"], p["y"]
+        x, y, elements = p["x"], p["y"], scalars.read(p["scalars"])
+        output, grid = elements.placed(call.output), elements.grid(call)
 
         def stored(position: Any, lanes: int) -> Any:
-            ratio = load(x, position, lanes) / splat(scale, "float32", lanes)
+            ratio = load(x, position, lanes) / splat(p["scale"][0], "float32", lanes)
             codes = round_to_int(ratio, lanes) + grid.zero_point
             return clip(codes, grid.qmin, grid.qmax)
 

@@ -31,9 +31,9 @@ _ANY_INT64 = (1 << 62) - 1  # no accumulator is larger
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Stored zero point and clip bounds of a result, and its width."""
+    """Stored zero point (or a scalar expression) and clip bounds of a result, and its width."""
 
-    zero_point: int
+    zero_point: Any
     qmin: int
     qmax: int
     width: Width = WIDTH_8
@@ -64,12 +64,12 @@ def _constant(value: int, like: Any) -> Any:
     return splat(value, str(like.ty).partition("x")[0], _lanes(like))
 
 
-def scale(acc: Any, multiplier: int, shift: int, bound: int, width: Width) -> Any:
-    """`scale_accumulator` with an immediate multiplier and shift.
+def scale(acc: Any, multiplier: Any, shift: int, bound: int, width: Width) -> Any:
+    """`scale_accumulator` with an immediate shift.
 
     Args:
         acc: int32 or int64 vector or scalar.
-        multiplier: m.
+        multiplier: m, an integer or an int32 scalar.
         shift: s, negative for a left shift.
         bound: Largest magnitude of `acc`, to leave out saturations that cannot happen.
         width: Width of the result.

@@ -12,11 +12,12 @@ import numpy as np
 
 from fxquant.numerics.reference.pool import resize_bits
 from fxquant.numerics.width import WIDTH_8
-from tvm_backend.call import Call, Value
+from tvm_backend.call import Call
 from tvm_backend.emit.elementwise import code_bound
 from tvm_backend.emit.loops import channel_lanes, image_rows, load_as, store
 from tvm_backend.emit.naming import kernel_name
-from tvm_backend.emit.requant import Grid, output_grid, scale, to_stored
+from tvm_backend.emit.requant import output_grid, scale, to_stored
+from tvm_backend.emit.scalars import Scalars, nameless
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.tvm_api import T
 
@@ -26,25 +27,33 @@ def resize_linear2d(call: Call) -> tuple[Kernel, ...]:
     source, output, grid = call.inputs[0], call.output, output_grid(call)
     rows = np.ascontiguousarray(call.numbers["rows"], np.int32).reshape(-1)  # [OH * 3]
     cols = np.ascontiguousarray(call.numbers["cols"], np.int32).reshape(-1)  # [OW * 3]
-    name = kernel_name("resize_linear2d", (source,), output, call.target, grid)
-    build = partial(_build, name, source, output, grid)
-    return (Kernel(name, build, (source.storage,), (rows, cols), output.storage),)
+    scalars = Scalars.of_result(call)
+    bounds = grid.qmin, grid.qmax
+    name = kernel_name("resize_linear2d", (source,), nameless(output), call.target, *bounds)
+    constants = (rows, cols, scalars.constant())
+    build = partial(_build, name, call, scalars)
+    return (Kernel(name, build, (source.storage,), constants, output.storage),)
 
 
-def _build(name: str, source: Value, output: Value, grid: Grid, abi: Abi) -> Any:
-    image, result = source.image, output.image
+def _build(name: str, call: Call, scalars: Scalars, abi: Abi) -> Any:
+    source = call.inputs[0]
+    image, result = source.image, call.output.image
     params = (
-        Param("x", (source.storage.size,), source.storage.dtype),
+        Param("x", (image.size,), image.dtype),
         Param("rows", (result.h * 3,), "int32"),
         Param("cols", (result.w * 3,), "int32"),
-        Param("y", (output.storage.size,), output.storage.dtype),
+        scalars.param(),
+        Param("y", (result.size,), result.dtype),
     )
     lanes = channel_lanes(image, result)
-    width, bits = grid.width, resize_bits(grid.width)
+    width = output_grid(call).width
+    bits = resize_bits(width)
     one, wide = 1 << bits, "int32" if width is WIDTH_8 else "int64"
     multiplier, shift = 1 << (width.multiplier_bits - 1), 2 * bits - 1 - width.fraction_bits
     with prim_func(name, params, abi) as (built, p):
         x, rows, cols, y = p["x"], p["rows"], p["cols"], p["y"]
+        elements = scalars.read(p["scalars"])
+        output, grid = elements.placed(call.output), elements.grid(call)
         with image_rows(output, y, abi) as (n, h), T.serial(result.w) as w:
             i0, i1, wi = (T.Bind(rows[h * 3 + k]) for k in range(3))
             j0, j1, wj = (T.Bind(cols[w * 3 + k]) for k in range(3))
@@ -54,7 +63,7 @@ def _build(name: str, source: Value, output: Value, grid: Grid, abi: Abi) -> Any
                 for j, b in ((j0, one - wj), (j1, wj))
             ]
             with T.serial(-(-result.c // lanes)) as v:
-                acc = -(one * one * grid.zero_point)
+                acc = -(one * one * T.cast(grid.zero_point, wide))
                 for base, weight in corners:
                     acc = load_as(x, base + v * lanes, wide, lanes) * weight + acc
                 scaled = scale(acc, multiplier, shift, code_bound(source) * one * one, width)

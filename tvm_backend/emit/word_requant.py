@@ -16,6 +16,7 @@ from typing import Any
 from fxquant.numerics.width import WIDTH_8
 from fxquant.targets import Target
 from tvm_backend.emit.epilogue_isa import EpilogueIsa, epilogue_isa
+from tvm_backend.emit.loops import splat
 from tvm_backend.emit.requant import Grid
 from tvm_backend.macs.vector import clamp, constant, llvm
 from tvm_backend.tvm_api import T
@@ -56,19 +57,19 @@ class CodeScale:
     """Requantization of one operand.
 
     Attributes:
-        zero_point: Stored zero point.
-        multiplier: m.
+        zero_point: Stored zero point, an integer or a scalar expression.
+        multiplier: m, likewise.
         shift: s.
     """
 
-    zero_point: int
-    multiplier: int
+    zero_point: Any
+    multiplier: Any
     shift: int
 
     def apply(self, isa: EpilogueIsa, codes: Any, lanes: int) -> Any:
         """int16 vector of stored codes -> scaled values."""
-        difference = codes - constant(self.zero_point, "int16", lanes)
-        multiplier = constant(self.multiplier, "int16", lanes)
+        difference = codes - splat(self.zero_point, "int16", lanes)
+        multiplier = splat(self.multiplier, "int16", lanes)
         return scale_difference(isa, difference, multiplier, self.shift, lanes)
 
 
@@ -114,7 +115,7 @@ class WordCompute(ABC):
     def _part(self, words: Sequence[Any], vectors: int) -> Any:
         lanes, k = self.isa.int16_lanes(vectors), WIDTH_8.fraction_bits
         total = self.scaled(words, vectors)
-        rounding = constant((1 << (k - 1)) + (self.grid.zero_point << k), "int16", lanes)
+        rounding = splat((1 << (k - 1)) + (self.grid.zero_point << k), "int16", lanes)
         total = saturating_add(total, rounding, lanes)
         return T.shift_right(total, constant(k, "int16", lanes))
 
@@ -167,18 +168,18 @@ class WordProduct(WordCompute):
     """The requantized product of two operands.
 
     Attributes:
-        zero_points: Stored zero points of the operands.
-        multiplier: m.
+        zero_points: Stored zero points of the operands, integers or scalar expressions.
+        multiplier: m, likewise.
         shift: s.
     """
 
-    zero_points: tuple[int, ...]
-    multiplier: int
+    zero_points: tuple[Any, ...]
+    multiplier: Any
     shift: int
 
     @staticmethod
     def of(
-        target: Target, zero_points: tuple[int, ...], multiplier: int, shift: int, grid: Grid,
+        target: Target, zero_points: tuple[Any, ...], multiplier: Any, shift: int, grid: Grid,
         dtypes: Sequence[str],
     ) -> WordProduct | None:  # fmt: skip
         """The product, or None where the codes have not the target's 8-bit storage."""
@@ -191,12 +192,12 @@ class WordProduct(WordCompute):
         """See WordCompute."""
         isa, lanes = self.isa, self.isa.int16_lanes(vectors)
         a, b = (
-            word - constant(zero_point, "int16", lanes)
+            word - splat(zero_point, "int16", lanes)
             for word, zero_point in zip(words, self.zero_points, strict=True)
         )
         shifted = [self._shifted(product) for product in isa.multiply(a, b, vectors)]
         (packed,) = isa.pack(shifted)
-        return isa.multiply_high(packed, constant(self.multiplier, "int16", lanes), lanes)
+        return isa.multiply_high(packed, splat(self.multiplier, "int16", lanes), lanes)
 
     def _shifted(self, acc: Any) -> Any:
         lanes = self.isa.lanes
