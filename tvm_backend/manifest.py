@@ -206,6 +206,7 @@ def encode_target(target: Target) -> dict[str, Any]:
         "mac": target.mac.name,
         "chains": [idiom.name for idiom in target.chains],
         "matrix": [idiom.name for idiom in target.matrix],
+        "taps": [idiom.name for idiom in target.taps],
         "tiles": "" if target.tiles is None else target.tiles.name,
         "vector_bits": target.vector_bits,
         "half_width": target.half_width,
@@ -216,22 +217,22 @@ def encode_target(target: Target) -> dict[str, Any]:
 
 
 def decode_target(record: dict[str, Any]) -> Target:
-    """The inverse of `encode_target`."""
+    """The inverse of `encode_target`; what artefacts of earlier versions lack is empty."""
     llvm = tuple((k, tuple(v) if isinstance(v, list) else str(v)) for k, v in record["llvm"])
     known = {idiom.name: idiom for idiom in idioms.ALL}
     units = {"": None, **{unit.name: unit for unit in idioms.UNITS}}
-    groups = [[str(name) for name in names]
-              for names in ([record["mac"]], record["chains"], record["matrix"])]  # fmt: skip
+    lists = [record["mac"]], record["chains"], record["matrix"], record.get("taps", [])
+    groups = [[str(name) for name in names] for names in lists]
     unknown = [name for names in groups for name in names if name not in known]
     if unknown:
         raise ValueError(f"unknown multiply-accumulate idiom {unknown[0]!r}")
-    tiles = str(record.get("tiles", ""))  # artefacts made before have none
+    tiles = str(record.get("tiles", ""))
     if tiles not in units:
         raise ValueError(f"unknown matrix unit {tiles!r}")
-    (mac,), chains, matrix = (tuple(known[name] for name in names) for names in groups)
+    (mac,), chains, matrix, taps = (tuple(known[name] for name in names) for names in groups)
     requires = tuple(str(flag) for flag in record["requires"])
     return Target(
         str(record["name"]), llvm, mac, int(record["vector_bits"]), requires,
-        str(record["emulator"]), str(record["compiler"]), chains, matrix,
+        str(record["emulator"]), str(record["compiler"]), chains, matrix, taps,
         units[tiles], bool(record.get("half_width", False)),
     )  # fmt: skip

@@ -4,9 +4,11 @@ from fxquant.targets.base import Target
 from fxquant.targets.idioms import (
     SDOT,
     SMLAL_SADALP,
+    SMLAL_SADDW,
     SMULL_SADALP,
     USDOT,
     USMMLA,
+    VMLAL_VADDW,
     VMLAL_VPADAL,
     VMULL_VPADAL,
 )
@@ -16,7 +18,7 @@ _GCC = "aarch64-linux-gnu-gcc"
 
 CORTEX_A53 = Target(
     "cortex_a53", (_A64, ("mcpu", "cortex-a53")), SMULL_SADALP, 128, ("asimd",),
-    "qemu-aarch64", _GCC, SMLAL_SADALP,
+    "qemu-aarch64", _GCC, SMLAL_SADALP, taps=SMLAL_SADDW,
 )  # fmt: skip
 CORTEX_A55 = Target(
     "cortex_a55", (_A64, ("mcpu", "cortex-a55")), SDOT, 128, ("asimddp",), "qemu-aarch64", _GCC
@@ -42,4 +44,5 @@ ARMV7_NEON = Target(
     "qemu-arm",
     "arm-linux-gnueabihf-gcc",
     VMLAL_VPADAL,
+    taps=VMLAL_VADDW,
 )

@@ -85,6 +85,8 @@ class Target:
             prove exact, else `mac`. They have the lanes and the storage of `mac`.
         matrix: Idioms of several pixels, which dense layers take where the cost model finds them
             faster. They have the lanes and the storage of `mac`, too.
+        taps: Idioms of one product a lane and step, with int16 chains, longest first, for depthwise
+            layers. They have the storage of `mac`, and twice its lanes.
         tiles: Its matrix unit, for dense layers where the cost model finds it faster. It has the
             lanes and the reduction of `mac`.
         half_width: Whether execution units are half as wide as the vectors, for the cost model.
@@ -99,6 +101,7 @@ class Target:
     compiler: str = ""
     chains: tuple[MacIdiom, ...] = ()
     matrix: tuple[MacIdiom, ...] = ()
+    taps: tuple[MacIdiom, ...] = ()
     tiles: TileUnit | None = None
     half_width: bool = False
 
@@ -119,6 +122,15 @@ class Target:
                     "chain, in `matrix` those of several pixels",
                 )
 
+        for idiom in self.taps:
+            alike = (idiom.lanes, idiom.storage) == (2 * self.mac.lanes, self.mac.storage)
+            if not alike or not idiom.chain or idiom.reduction != 1:
+                raise TargetError(
+                    f"target {self.name!r} cannot use {idiom.name!r} beside {self.mac.name!r}",
+                    why="taps have one product a lane, a chain, the storage and twice the lanes",
+                    remedy="use an idiom like SMLAL_SADDW",
+                )
+
         if self.tiles is not None:
             alike = (self.tiles.lanes, self.tiles.reduction) == (self.mac.lanes, self.mac.reduction)
             if not alike or self.mac.storage != "uint8":
@@ -130,7 +142,7 @@ class Target:
 
     @property
     def idioms(self) -> tuple[MacIdiom, ...]:
-        """All idioms for 8-bit activations; the first serves every layer."""
+        """All idioms for 8-bit activations but `taps`; the first serves every layer."""
         return (self.mac, *self.chains, *self.matrix)
 
     @property

@@ -30,6 +30,9 @@ PMADDUBSW_512 = _chains(PMADDWD_512, "pmaddubsw_512", 4, 4, 2, 1)
 PMADDUBSW_256 = _chains(PMADDWD_256, "pmaddubsw_256", 4, 4, 2, 1)
 SMLAL_SADALP = _chains(SMULL_SADALP, "smlal_sadalp", 2, 8, 4, 2)
 VMLAL_VPADAL = _chains(VMULL_VPADAL, "vmlal_vpadal", 2, 8, 4, 2)
+_TAPS = (25, 13, 9, 5, 3, 2)  # 3x3 in 1, 2, 3 and 5 chains, 5x5 in 1, 2, 3, 5, 9 and 13
+SMLAL_SADDW = _chains(replace(SMULL_SADALP, lanes=8), "smlal_saddw", 1, *_TAPS)
+VMLAL_VADDW = _chains(replace(VMULL_VPADAL, lanes=8), "vmlal_vaddw", 1, *_TAPS)
 
 ALL = (
     VPDPBUSD_512,
@@ -48,6 +51,8 @@ ALL = (
     *PMADDUBSW_256,
     *SMLAL_SADALP,
     *VMLAL_VPADAL,
+    *SMLAL_SADDW,
+    *VMLAL_VADDW,
 )
 
 UNITS = (TDPBUSD,)

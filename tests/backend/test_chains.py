@@ -38,7 +38,8 @@ from tvm_backend.kernel import Abi
 from tvm_backend.macs.chain import chain_bounds, chain_is_exact
 from tvm_backend.schedule.tiles import plan_tiles, split
 
-CHAINS = (*idioms.PMADDUBSW_256, *idioms.SMLAL_SADALP)
+CHAINS = (*idioms.PMADDUBSW_256, *idioms.SMLAL_SADALP, *idioms.SMLAL_SADDW[2:])
+ROW_CHAINS = (*idioms.PMADDUBSW_256, *idioms.SMLAL_SADALP)
 BOUNDS = ((0, 255), (0, 127), (-128, 127), (-128, -1))  # of activations as stored
 SEVEN_BITS = ("odd", "pointwise", "wide_block", "strided_dilated", "stem", "residual", "grouped",
               "depthwise", "depthwise_odd", "depthwise_5x5", "depthwise_dilated")  # fmt: skip
@@ -52,10 +53,11 @@ def test_bound_is_what_extreme_activations_reach(idiom: MacIdiom, data: st.DataO
     codes = np.array(data.draw(st.lists(st.integers(-128, 127), min_size=1, max_size=16)))
     codes = np.pad(codes, (0, -len(codes) % idiom.reduction))
     sums = [0]
-    products = idiom.reduction // 2
+    elements = 1 if idiom in idioms.SMLAL_SADDW else 2
+    products = idiom.reduction // elements
     for chain in range(0, len(codes), idiom.chain * idiom.reduction):
-        steps = codes[chain : chain + idiom.chain * idiom.reduction].reshape(-1, 2, products)
-        for element in range(2):
+        steps = codes[chain : chain + idiom.chain * idiom.reduction].reshape(-1, elements, products)
+        for element in range(elements):
             weights = steps[:, element].reshape(-1)
             bounds = {0, low, high} if low * high > 0 else {low, high}
             extremes = product((min(bounds), max(bounds)), repeat=len(weights))
@@ -64,7 +66,7 @@ def test_bound_is_what_extreme_activations_reach(idiom: MacIdiom, data: st.DataO
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(CHAINS), st.sampled_from(BOUNDS), st.integers(0, 1 << 30))
+@given(st.sampled_from(ROW_CHAINS), st.sampled_from(BOUNDS), st.integers(0, 1 << 30))
 def test_split_fits_and_adds_up(idiom: MacIdiom, bounds: tuple[int, int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     codes = rng.integers(-128, 128, (3, idiom.lanes, 12, 5)).astype(np.int8)  # [V, L, E, taps]
@@ -102,7 +104,7 @@ def _targets(names: tuple[str, ...]) -> list:
 def test_seven_bits_equal_reference(target: Target, case: Case) -> None:
     case, numbers = _seven_bits(case)
     kernel = check(case, target, numbers, residual=RESIDUAL if case.residual else None)
-    assert kernel.name.endswith(tuple(idiom.name for idiom in target.chains))
+    assert kernel.name.endswith(tuple(idiom.name for idiom in (*target.chains, *target.taps)))
 
 
 @pytest.mark.parametrize("name", ["smlal_sadalp_x4", "smlal_sadalp_x8"])

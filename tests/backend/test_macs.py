@@ -25,7 +25,7 @@ from tests.backend.kernel_harness import run_kernel
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Flat
 from tvm_backend.macs import MACS, Mac, mac_of, tdpbusd, wide_mac_of
-from tvm_backend.macs.chain import ELEMENTS, chain_is_exact
+from tvm_backend.macs.chain import chain_is_exact, elements_of
 from tvm_backend.macs.pixels import load_group, rows, spread
 from tvm_backend.macs.vector import load, store
 
@@ -86,7 +86,7 @@ def _largest_chains(idiom: MacIdiom, w: np.ndarray, low: int, high: int) -> np.n
 
     An element sums `count` products; none may exceed its share of the bound.
     """
-    count = w.shape[1] * idiom.reduction // ELEMENTS
+    count = w.shape[1] * idiom.reduction // elements_of(idiom)
     largest = min((32767 // max(high, -low)) // count, 127)
     limited = np.clip(w, -largest, largest)
     assert chain_is_exact(limited.swapaxes(1, 2).reshape(ROWS, idiom.lanes, -1), idiom, low, high)
@@ -105,7 +105,7 @@ def _check(target: Target, mac: Mac, steps: int) -> None:
 def _check_all(target: Target) -> None:
     """The idioms for 8-bit activations and both for 16-bit ones."""
     wide = [wide_mac_of(target, "int32"), wide_mac_of(target, "int64")]
-    macs = [*wide, *map(mac_of, target.idioms)]
+    macs = [*wide, *map(mac_of, (*target.idioms, *target.taps))]
     for mac in macs:
         for steps in {1, mac.unroll}:
             _check(target, mac, steps)

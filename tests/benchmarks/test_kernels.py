@@ -40,7 +40,9 @@ def test_every_multiplication_is_in_one_step(quantized: fxquant.Quantized) -> No
 
 def test_bytes_of_a_kernel(quantized: fxquant.Quantized) -> None:
     step = lower(quantized.integer, targets.X86_AVX2).steps[0]
-    expected = 8 * 8 * 3 * 4 + step.kernel.output.size
+    constants = sum(array.nbytes for array in step.kernel.constants)
+    expected = 8 * 8 * 3 * 4 + constants + step.kernel.output.size
+    assert constants == 4 + 2 * 4  # the scale, and zero point and fill
     assert kernel_bytes(step.kernel) == expected
 
 

@@ -83,7 +83,7 @@ def _kernel(
     if isinstance(tile, AmxPlan):
         return amx_kernel("conv2d", problem, stage, weight, bias, target, tile)
     if covers(problem, macs[0]):
-        return depthwise_kernel(problem, stage, weight, bias, macs, tile, target.half_width)
+        return depthwise_kernel(problem, stage, weight, bias, macs, target, tile)
     others = amx_alternatives("conv2d", problem, stage, weight, bias, target)
     if winograd:
         others += winograd_alternatives(problem, stage, weight, bias, target)

@@ -57,6 +57,17 @@ def channel_blocks(vectors: int, per_block: int, stage: OutputStage) -> ChannelB
     return ChannelBlocks(tuple(split(vectors, per_block)), stage.chunk_sizes())
 
 
+def one_chunk_blocks(vectors: int, sizes: tuple[int, ...]) -> ChannelBlocks:
+    """Cover `vectors` by blocks that are one chunk each; the smallest size has to divide them."""
+    spans, first = [], 0
+    for size in sizes:
+        count = (vectors - first) // size
+        if count:
+            spans.append(Span(first, count, size))
+            first += count * size
+    return ChannelBlocks(tuple(spans), sizes)
+
+
 def slot_channels(blocks: ChannelBlocks, stage: OutputStage, lanes: int) -> np.ndarray:
     """Output channel of every accumulator lane, `[vectors, lanes]`."""
     parts = [

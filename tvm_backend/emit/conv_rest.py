@@ -82,11 +82,11 @@ def split_codes(
         low: Smallest activation as it is multiplied.
         high: Largest one.
     """
-    elements = as_elements(codes, idiom)  # [..., chains, chain, ELEMENTS, products]
+    elements = as_elements(codes, idiom)  # [..., chains, chain, elements, products]
     chains = elements.reshape(-1, *elements.shape[-3:])
     rest = np.zeros_like(chains)
     for kept, largest in _magnitudes(chains, low, high):
-        sums = kept.sum((-3, -1), dtype=np.int32)  # [C, ELEMENTS]
+        sums = kept.sum((-3, -1), dtype=np.int32)  # [C, elements]
         some = np.flatnonzero((sums > largest).any(-1))
         if len(some):
             excess = _excess(kept[some].astype(np.int32), largest)
@@ -108,7 +108,7 @@ def _magnitudes(chains: np.ndarray, low: int, high: int) -> Iterator[tuple[np.nd
 
 
 def _excess(magnitude: np.ndarray, largest: int) -> np.ndarray:
-    """What to remove from chains `[C, chain, ELEMENTS, products]` for sums up to `largest`.
+    """What to remove from chains `[C, chain, elements, products]` for sums up to `largest`.
 
     Steps with the largest sums give first, so that few steps are touched.
     """
@@ -120,11 +120,11 @@ def _excess(magnitude: np.ndarray, largest: int) -> np.ndarray:
 
 
 def _take(magnitude: np.ndarray, excess: np.ndarray) -> np.ndarray:
-    """Remove `excess` from each element's `[chain, ELEMENTS, products]`, first codes first."""
-    steps_first = np.moveaxis(magnitude, -2, -3)  # [..., ELEMENTS, chain, products]
+    """Remove `excess` from each element's `[chain, elements, products]`, first codes first."""
+    steps_first = np.moveaxis(magnitude, -2, -3)  # [..., elements, chain, products]
     flat = steps_first.reshape(*steps_first.shape[:-2], -1)
     before = np.cumsum(flat, -1) - flat
-    wanted = np.moveaxis(excess, -2, -3)[..., 0]  # [..., ELEMENTS, 1]
+    wanted = np.moveaxis(excess, -2, -3)[..., 0]  # [..., elements, 1]
     taken = np.clip(wanted - before, 0, flat)
     return np.moveaxis(taken.reshape(steps_first.shape), -3, -2)
 

@@ -10,8 +10,10 @@ from tvm_backend.macs import (
     pmaddwd_512,
     pmaddwd_s16,
     sdot,
+    smlal_saddw,
     smull_sadalp,
     usdot,
+    vmlal_vaddw,
     vmull_vpadal,
     vpdpbusd_256,
     vpdpbusd_512,
@@ -38,7 +40,9 @@ MACS: dict[MacIdiom, Mac] = {
             pmaddubsw.MACS_256,
             pmaddubsw.MACS_512,
             smull_sadalp.MACS,
+            smlal_saddw.MACS,
             vmull_vpadal.MACS,
+            vmlal_vaddw.MACS,
         )
         for mac in macs
     },

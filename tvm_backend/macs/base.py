@@ -82,6 +82,18 @@ class StepMac(Mac, Protocol):
 
 
 @runtime_checkable
+class TapMac(StepMac, Protocol):
+    """A Mac of one product a lane and step, for depthwise layers: nothing is interleaved.
+
+    An accumulator has the lanes of two vectors of the output stage.
+    """
+
+    def halves(self, acc: Any) -> list[Any]:
+        """The accumulator as vectors of the output stage."""
+        ...
+
+
+@runtime_checkable
 class MatrixMac(Mac, Protocol):
     """A Mac of `idiom.pixels` pixels: every step multiplies them all by the same weights.
 

@@ -1,9 +1,9 @@
 """Proof that an int16 chain never leaves int16, from the codes it really multiplies.
 
-A chained idiom splits the `chain * reduction` products of a lane over two int16 elements and
-adds the elements to int32 afterwards. A sum of products `x * w` with `low <= x <= high` lies
-between the sum of the smaller and the sum of the larger of `low * w`, `high * w`; with
-`low <= 0 <= high` this covers every part of the sum as well, in any order.
+A chained idiom splits the `chain * reduction` products of a lane over two int16 elements (one where
+the reduction is 1) and adds the elements to int32 afterwards. A sum of products `x * w` with
+`low <= x <= high` lies between the sum of the smaller and the sum of the larger of `low * w`,
+`high * w`; with `low <= 0 <= high` this covers every part of the sum as well, in any order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ import numpy as np
 from fxquant.targets import MacIdiom
 
 INT16 = np.iinfo(np.int16)
-ELEMENTS = 2  # int16 elements an int32 lane is widened from
+
+
+def elements_of(idiom: MacIdiom) -> int:
+    """int16 elements an int32 lane is widened from."""
+    return min(idiom.reduction, 2)
 
 
 def chain_bounds(codes: np.ndarray, idiom: MacIdiom, low: int, high: int) -> tuple[int, int]:
@@ -34,12 +38,12 @@ def chain_bounds(codes: np.ndarray, idiom: MacIdiom, low: int, high: int) -> tup
 
 
 def as_elements(codes: np.ndarray, idiom: MacIdiom) -> np.ndarray:
-    """`[..., E]` -> int64 `[..., chains, chain, ELEMENTS, products]`, zeros behind the end."""
-    extent = idiom.chain * idiom.reduction
+    """`[..., E]` -> int64 `[..., chains, chain, elements, products]`, zeros behind the end."""
+    extent, elements = idiom.chain * idiom.reduction, elements_of(idiom)
     padding = [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % extent)]
     padded = np.pad(codes.astype(np.int64), padding)
-    products = idiom.reduction // ELEMENTS
-    return padded.reshape(*codes.shape[:-1], -1, idiom.chain, ELEMENTS, products)
+    products = idiom.reduction // elements
+    return padded.reshape(*codes.shape[:-1], -1, idiom.chain, elements, products)
 
 
 def chain_is_exact(codes: np.ndarray, idiom: MacIdiom, low: int, high: int) -> bool:

@@ -334,3 +334,25 @@ def depthwise_tiles(
             for tw in range(1, min(cols, most) + 1)
         ]
     return [tile for _, tile in sorted(found, key=lambda pair: pair[0])]
+
+
+def tap_tiles(mac: MacIdiom, kernel: tuple[int, int], cols: int) -> list[Tile]:
+    """All tiles of a row for depthwise layers by taps, the best first.
+
+    One vector of channels, so that the weights of all taps stay in registers; pixels until the rows
+    of a column and the open sums fill the others (by llvm-mca's Cortex-A53: seven at 3x3, four at
+    5x5; two with 16 registers).
+
+    Args:
+        mac: The idiom.
+        kernel: Rows and columns of the kernel.
+        cols: Output columns.
+    """
+    widest = max(1, (mac.registers - 8) // kernel[0])
+    rule = -(-cols // -(-cols // widest))
+    tiles = [
+        (vectors, abs(tw - rule), tw)
+        for vectors in (1, 2)
+        for tw in range(1, min(cols, 2 * widest) + 1)
+    ]
+    return [Tile(1, tw, vectors, pixels_first=True) for vectors, _, tw in sorted(tiles)]
