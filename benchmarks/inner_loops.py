@@ -1,4 +1,4 @@
-"""The hottest inner loop of a function, from its disassembly, and its cycles by llvm-mca.
+"""The loops of a function, from its disassembly, and their cycles by llvm-mca.
 
 llvm-mca assumes hits in the first-level cache and right branch predictions: an upper bound of
 what the core does. The tool is only as good as its model of the core.
@@ -7,12 +7,14 @@ what the core does. The tool is only as good as its model of the core.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.emulator import Block, run_tool
 
 ATTRIBUTES = "+dotprod,+i8mm"
+_INSTRUCTION = 4  # bytes
 # Vector instruction -> multiply-accumulates by arrangement of its result.
 _MACS = (
     (re.compile(r"(?:s|u|us|su)dot\s+v\d+\.(4s|2s)"), {"4s": 16, "2s": 8}),
@@ -35,20 +37,27 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """A loop without another loop inside.
+    """A loop, without the loops inside it.
 
     Attributes:
-        body: Its instructions, the branch back last.
-        executed: Instructions executed in it.
+        body: Its own instructions, the branch back last.
+        iterations: How often they ran, on average.
+        innermost: Whether it has no loop inside.
     """
 
     body: tuple[Instruction, ...]
-    executed: int
+    iterations: float
+    innermost: bool
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one iteration."""
         return sum(macs_of(instruction.text) for instruction in self.body)
+
+    @property
+    def executed(self) -> float:
+        """Instructions executed in it."""
+        return self.iterations * len(self.body)
 
 
 def macs_of(text: str) -> int:
@@ -71,26 +80,40 @@ def read_instructions(text: str) -> list[Instruction]:
     return found
 
 
-def inner_loops(code: Sequence[Instruction], blocks: Iterable[Block]) -> list[Loop]:
-    """All innermost loops of a function, the one with most executed instructions first."""
+def executions(blocks: Iterable[Block]) -> Counter[int]:
+    """How often the instruction at each address ran; blocks may overlap."""
+    runs: Counter[int] = Counter()
+    for block in blocks:
+        for i in range(block.instructions):
+            runs[block.address + _INSTRUCTION * i] += block.runs
+    return runs
+
+
+def loops_of(code: Sequence[Instruction], runs: Mapping[int, int]) -> list[Loop]:
+    """All loops of a function that ran, the one with most executed instructions first.
+
+    An instruction belongs to the shortest loop around it: those of compilers may overlap.
+
+    Args:
+        code: The function.
+        runs: How often each instruction ran, by address.
+    """
     position = {instruction.address: i for i, instruction in enumerate(code)}
-    spans = []
+    spans = set()
     for i, instruction in enumerate(code):
         match = _BRANCH.match(instruction.text)
         first = position.get(int(match.group(1), 16)) if match else None
         if first is not None and first <= i:
-            spans.append((first, i))
-    innermost = [
-        (a, b)
-        for a, b in spans
-        if not any((c, d) != (a, b) and a <= c and d <= b for c, d in spans)
-    ]
-    counts = [(block.address, block.executed) for block in blocks]
+            spans.add((first, i))
+    taken: set[int] = set()
     loops = []
-    for first, last in innermost:
-        start, stop = code[first].address, code[last].address
-        executed = sum(count for address, count in counts if start <= address <= stop)
-        loops.append(Loop(tuple(code[first : last + 1]), executed))
+    for first, last in sorted(spans, key=lambda span: span[1] - span[0]):
+        own = [i for i in range(first, last + 1) if i not in taken]
+        innermost = taken.isdisjoint(range(first, last + 1))
+        taken.update(own)
+        ran = sum(runs.get(code[i].address, 0) for i in own)
+        if ran:
+            loops.append(Loop(tuple(code[i] for i in own), ran / len(own), innermost))
     return sorted(loops, key=lambda loop: -loop.executed)
 
 

@@ -4,8 +4,8 @@
         --onnxruntime-root FOLDER
 
 The network runs as a program of its own under qemu-user with a counting plugin (`emulator.py`).
-Kernels of the same name share code and counts. The inner loop of each kernel goes through
-llvm-mca (`inner_loops.py`). ONNX Runtime runs the same quantized network (ONNX, QDQ form) under the
+Kernels of the same name share code and counts. The loops of each kernel go through llvm-mca
+(`inner_loops.py`). ONNX Runtime runs the same quantized network (ONNX, QDQ form) under the
 same emulator, in a folder made by `aarch64_root.sh`; start-up cancels in the difference of runs.
 """
 
@@ -16,7 +16,6 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 import fxquant
 from benchmarks.costs import node_macs, step_macs
 from benchmarks.emulator import Block, Counter, Symbol, by_symbol, read_symbols, run_tool
-from benchmarks.inner_loops import cycles, inner_loops, read_instructions
+from benchmarks.inner_loops import cycles, executions, loops_of, read_instructions
 from benchmarks.models import input_shape, network, quantize
 from fxquant import targets
 from fxquant.model import Quantized
@@ -44,6 +43,7 @@ _DRIVER = ("run", "run_steps", f"{DEFAULT_NAME}_run")  # what calls the kernels
 _DOT_PRODUCT, _MATRIX = "asimddp", "i8mm"
 _FEATURES = "fp asimd evtstrm aes pmull sha1 sha2 crc32"
 _RUNS = (1, 3)  # of the other engine
+_NEGLIGIBLE = 1e-3  # share of a function's instructions
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ class LayerCount:
         kernel: Kernel name.
         macs: Multiply-accumulates.
         instructions: Of one call.
-        macs_per_cycle: Of the inner loop, by processor; empty without multiplications.
-        cycles: In all inner loops that multiply, of one call, by processor.
+        macs_per_cycle: Of the hottest inner loop, by processor; empty without multiplications.
+        cycles: In all loops, of one call, by processor.
     """
 
     node: str
@@ -69,10 +69,10 @@ class LayerCount:
 
 @dataclass(frozen=True, slots=True)
 class LoopRates:
-    """The multiplying loops of a function, by processor.
+    """The loops of a function, by processor.
 
     Attributes:
-        macs_per_cycle: Multiply-accumulates a cycle of the hottest one.
+        macs_per_cycle: Multiply-accumulates a cycle of the hottest inner one that multiplies.
         cycles: Of all iterations of all of them.
     """
 
@@ -90,7 +90,7 @@ def layer_counts(
         program: The network; all its steps are kernels.
         macs: Multiply-accumulates of every step.
         executed: Instructions in each kernel, all calls together.
-        rates: Of each kernel that multiplies, all calls together.
+        rates: Of each kernel, all calls together.
     """
     calls = program.kernel_counts
     found = []
@@ -128,32 +128,33 @@ def table(found: Sequence[LayerCount], total: int) -> str:
     lines.append(f"all: {total / 1e6:.1f} M instructions, {total / max(macs, 1):.4f} per MAC")
     if processors:
         spent = ", ".join(f"{name} {loop_cycles(found, name) / 1e6:.2f}" for name in processors)
-        lines.append(f"M cycles of inner loops: {spent}")
+        lines.append(f"M cycles of all loops: {spent}")
     return "\n".join(lines)
 
 
 def loop_cycles(found: Sequence[LayerCount], processor: str) -> float:
-    """Cycles of all multiplying inner loops of a network, by llvm-mca's model of a processor."""
+    """Cycles of all loops of a network, by llvm-mca's model of a processor."""
     return sum(x.cycles.get(processor, 0.0) for x in found)
 
 
-def mac_rates(
+def loop_rates(
     program: Path, symbols: Sequence[Symbol], blocks: Sequence[Block], processors: Sequence[str]
 ) -> dict[str, LoopRates]:
-    """The multiplying loops of every function that has some."""
+    """The loops of every function."""
     disassemble = ["aarch64-linux-gnu-objdump", "--disassemble", "--no-show-raw-insn"]
+    runs = executions(blocks)
     rates: dict[str, LoopRates] = {}
     for symbol in symbols:
         span = [f"--start-address={symbol.start}", f"--stop-address={symbol.stop}"]
-        code = read_instructions(run_tool([*disassemble, *span, str(program)]))
-        loops = [loop for loop in inner_loops(code, blocks) if loop.macs and loop.executed]
-        if loops:
-            spent = {p: [cycles(loop, p) for loop in loops] for p in processors}
-            iterations = [loop.executed / len(loop.body) for loop in loops]
-            rates[symbol.name] = LoopRates(
-                {p: loops[0].macs / each[0] for p, each in spent.items()},
-                {p: sum(map(mul, iterations, each)) for p, each in spent.items()},
-            )
+        loops = loops_of(read_instructions(run_tool([*disassemble, *span, str(program)])), runs)
+        executed = sum(loop.executed for loop in loops)
+        loops = [loop for loop in loops if loop.executed > _NEGLIGIBLE * executed]
+        spent = {p: [cycles(loop, p) for loop in loops] for p in processors}
+        hottest = next((i for i, x in enumerate(loops) if x.innermost and x.macs), None)
+        rates[symbol.name] = LoopRates(
+            {} if hottest is None else {p: loops[hottest].macs / spent[p][hottest] for p in spent},
+            {p: sum(x.iterations * c for x, c in zip(loops, spent[p], strict=True)) for p in spent},
+        )
     return rates
 
 
@@ -177,9 +178,8 @@ def count_ours(
         if symbol.name in kernels or symbol.name in _DRIVER
     ]
     executed = by_symbol(blocks, symbols)
-    busy = {s.kernel.name for s, m in zip(program.steps, macs, strict=True)
-            if m and isinstance(s, Step)}  # fmt: skip
-    rates = mac_rates(binary, [s for s in symbols if s.name in busy], blocks, processors)
+    names = set(program.kernels)
+    rates = loop_rates(binary, [s for s in symbols if s.name in names], blocks, processors)
     return layer_counts(program, macs, executed, rates), sum(executed.values())
 
 

@@ -14,7 +14,8 @@ from benchmarks.inner_loops import (
     Instruction,
     assembly,
     cycles,
-    inner_loops,
+    executions,
+    loops_of,
     macs_of,
     read_cycles,
     read_instructions,
@@ -53,16 +54,30 @@ def test_blocks_and_symbols() -> None:
     assert counts == {"kernel": 5 * 10 + 4 * 91 + 10, "last": 0}
 
 
-def test_the_hottest_innermost_loop() -> None:
+def test_loops_without_what_is_inside_them() -> None:
     code = read_instructions(DUMP)
     assert code[0] == Instruction(0x400530, "mov w2, #0x86a0") and len(code) == 7
-    (loop,) = inner_loops(code, BLOCKS)
-    assert [i.address for i in loop.body] == [0x400534, 0x400538, 0x40053C, 0x400540]
-    assert loop.executed == 360 and loop.macs == 16
-    assert assembly(loop).splitlines() == [
+    runs = executions(BLOCKS)
+    assert runs[0x400534] == 100  # the first round belongs to the block before the loop, too
+    inner, outer = loops_of(code, runs)
+    assert [i.address for i in inner.body] == [0x400534, 0x400538, 0x40053C, 0x400540]
+    assert inner.executed == 400 and inner.macs == 16 and inner.innermost
+    assert [i.address for i in outer.body] == [0x400530, 0x400544]
+    assert outer.iterations == 10 and outer.macs == 0 and not outer.innermost
+    assert assembly(inner).splitlines() == [
         ".Ltop:", "ldr q0, [x1], #16", "sdot v0.4s, v1.16b, v2.4b[1]", "subs x3, x3, #0x1",
         "b.ne .Ltop",
     ]  # fmt: skip
+    assert loops_of(code, {}) == []  # none ran
+
+
+def test_overlapping_loops_share_no_instruction() -> None:
+    texts = ["nop", "nop", "nop", "b.ne 0 <f>", "nop", "b.ne 4 <f+0x4>", "b.ne 0 <f>"]
+    code = [Instruction(4 * i, text) for i, text in enumerate(texts)]
+    loops = loops_of(code, {instruction.address: 10 for instruction in code})
+    assert sorted(i.address for loop in loops for i in loop.body) == [4 * i for i in range(7)]
+    assert [len(loop.body) for loop in loops] == [4, 2, 1]
+    assert [loop.innermost for loop in loops] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +108,7 @@ def test_reports_of_the_cycle_model() -> None:
 
 @pytest.mark.skipif(shutil.which("llvm-mca") is None, reason="llvm-mca is not installed")
 def test_cycles_of_a_loop() -> None:
-    (loop,) = inner_loops(read_instructions(DUMP), BLOCKS)
+    loop, _ = loops_of(read_instructions(DUMP), executions(BLOCKS))
     assert 1 < cycles(loop, "cortex-a55") < 20
     with pytest.raises(TargetError, match="llvm-mca"):
         cycles(loop, "no-such-processor")
@@ -110,7 +125,7 @@ def test_table() -> None:
     assert lines[1].split() == ["a", "2.00", "125.0", "0.0625", "12.35", "k1"]
     assert lines[2].split() == ["b", "0.00", "1.0", "k2"]
     assert "0.1 M instructions, 0.0633 per MAC" in lines[3]
-    assert lines[4] == "M cycles of inner loops: cortex-a55 0.16"
+    assert lines[4] == "M cycles of all loops: cortex-a55 0.16"
 
 
 def test_what_a_core_says_about_itself() -> None:
