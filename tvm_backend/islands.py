@@ -2,8 +2,8 @@
 
 An island is a connected set of float nodes of equal depth, where depth counts how often the path
 from the inputs enters float from integer code. Any way out of an island and back raises the
-depth, so no island depends on itself. Moves of float32 values (reshape, permute, ...) that touch
-no island are ordinary kernels; max pooling is one everywhere.
+depth, so no island depends on itself. Moves of float32 values (reshape, permute, ...) and
+arithmetic with a constant that touch no island are ordinary kernels; max pooling is one everywhere.
 
 Between islands go float32 values. Others (a condition, indices) are computed again where they are
 read: their nodes help a second island.
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from tvm_backend.arithmetic import is_arithmetic
 from tvm_backend.emit.table import EMIT, FLOATS, MOVES
 from tvm_backend.graph_view import dtype_of, nodes_in
 
@@ -44,13 +45,15 @@ class IslandNodes:
 def island_nodes(graph_module: GraphModule, constants: Mapping[Node, Tensor]) -> set[Node]:
     """All nodes that stay in float."""
     operations = [n for n in graph_module.graph.nodes if n.op in _OPERATIONS and n not in constants]
-    moves = {n for n in operations if n.target in MOVES and _is_float(n)}
-    found = {n for n in operations if n not in moves and not _is_kernel(n)}
+    light = {
+        n for n in operations if (n.target in MOVES and _is_float(n)) or is_arithmetic(n, constants)
+    }
+    found = {n for n in operations if n not in light and not _is_kernel(n)}
     grown = True
     while grown:
         touching = {
             n
-            for n in moves - found
+            for n in light - found
             if any(m in found for m in (*nodes_in((n.args, n.kwargs)), *n.users))
         }
         found |= touching

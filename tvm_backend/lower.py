@@ -17,10 +17,11 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from fxquant.targets import Target
+from tvm_backend.arithmetic import spell_alike
 from tvm_backend.call import Call, Value, offsets
 from tvm_backend.emit.axis_map import axis_map_kernel, identity
 from tvm_backend.emit.border import float_border
-from tvm_backend.emit.table import EMIT, MOVES
+from tvm_backend.emit.table import ARITHMETIC, EMIT, MOVES
 from tvm_backend.graph_view import bind, complete_shapes, fold_constants, nodes_in, shape_of
 from tvm_backend.islands import IslandNodes, island_module, island_nodes, partition
 from tvm_backend.kernel import Kernel
@@ -67,6 +68,7 @@ class _Lowering:
         self.graph_module, self.target, self.progress = graph_module, target, progress
         self.winograd = winograd
         self.known = fold_constants(graph_module)
+        spell_alike(graph_module, self.known)
         floats = island_nodes(graph_module, self.known)
         self.islands = partition(graph_module, floats, self.known)
         legalize(graph_module, self.islands, self.known)
@@ -156,14 +158,16 @@ class _Lowering:
         operands = [n for name in _ACTIVATIONS for n in nodes_in(bound.get(name))]
         inputs = [self._operand(n) for n in operands]
         output = self.value[node]
-        others = {k: v for k, v in bound.items() if k not in _ACTIVATIONS}
+        others = {
+            k: v for k, v in bound.items() if k not in _ACTIVATIONS or isinstance(v, (int, float))
+        }
         tensors = {k: self.known[v].numpy() for k, v in others.items() if isinstance(v, Node)}
         numbers = {k: v for k, v in others.items() if not isinstance(v, Node)}
         if node.target in MOVES and _is_view(node.target, inputs[0], output, numbers):
             self.owner[node] = self._owner_name(operands[0])
             return
         call = Call(node.name, tuple(inputs), tensors, numbers, output, self.target, self.winograd)
-        kernels = EMIT[node.target](call)  # type: ignore[index]
+        kernels = {**EMIT, **ARITHMETIC}[node.target](call)  # type: ignore[index]
         border = float_border(call, node.target)
         if border is not None:
             self.borders[output.name] = border

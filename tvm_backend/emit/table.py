@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fxquant.numerics import reference
@@ -19,6 +21,7 @@ from tvm_backend.emit.contraction import (
 )
 from tvm_backend.emit.dequantize import dequantize, dequantize_accumulator
 from tvm_backend.emit.elementwise import add, mul, requantize
+from tvm_backend.emit.float_arithmetic import float_arithmetic
 from tvm_backend.emit.local_response_norm import local_response_norm
 from tvm_backend.emit.lookup import lookup
 from tvm_backend.emit.max_pool import max_pool2d
@@ -52,6 +55,12 @@ EMIT: dict[Callable[..., Any], Emitter] = {
     reference.reshape: reshape,
     reference.resize_linear2d: resize_linear2d,
     reference.slice_axis: slice_axis,
+}
+
+# Float arithmetic with a constant, see `tvm_backend/arithmetic.py`.
+ARITHMETIC: dict[Callable[..., Any], Emitter] = {
+    function: partial(float_arithmetic, function)
+    for function in (operator.add, operator.sub, operator.mul, operator.truediv)
 }
 
 # Deliver accumulators, which are int64 where they sum 16-bit codes.

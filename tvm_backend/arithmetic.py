@@ -1,0 +1,58 @@
+"""Float arithmetic with a constant, as in normalizing the input: which nodes that is.
+
+It needs no float compiler: each node is one float32 operation an element, correctly rounded
+everywhere, and has a kernel (`emit/float_arithmetic.py`).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from tvm_backend.graph_view import dtype_of
+
+_SPELLINGS: dict[Any, tuple[Any, ...]] = {
+    operator.add: (torch.add, "add"),
+    operator.sub: (torch.sub, torch.subtract, "sub", "subtract"),
+    operator.mul: (torch.mul, torch.multiply, "mul", "multiply"),
+    operator.truediv: (torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide"),
+}
+_FUNCTIONS = {
+    spelling: function
+    for function, others in _SPELLINGS.items()
+    for spelling in (function, *others)
+}
+
+
+def is_arithmetic(node: Node, constants: Mapping[Node, Tensor]) -> bool:
+    """Whether a node is a float32 sum, difference, product or quotient with a constant.
+
+    Args:
+        node: Any node.
+        constants: Nodes that do not depend on the input.
+    """
+    called = node.op in ("call_function", "call_method") and node.target in _FUNCTIONS
+    if not called or len(node.args) != 2 or node.kwargs or dtype_of(node) != torch.float32:
+        return False
+    values = [a for a in node.args if isinstance(a, Node) and a not in constants]
+    others = [a for a in node.args if a not in values]
+    if len(values) != 1 or len(others) != 1:
+        return False
+    (value,), (other,) = values, others
+    if dtype_of(value) != torch.float32 or value.meta["shape"] != node.meta["shape"]:
+        return False
+    if isinstance(other, Node):
+        return constants[other].dtype == torch.float32
+    return isinstance(other, (int, float)) and not isinstance(other, bool)
+
+
+def spell_alike(graph_module: GraphModule, constants: Mapping[Node, Tensor]) -> None:
+    """Make calls of the operator module of all such nodes, in place."""
+    for node in graph_module.graph.nodes:
+        if is_arithmetic(node, constants):
+            node.op, node.target = "call_function", _FUNCTIONS[node.target]
