@@ -16,7 +16,7 @@ from fxquant.errors import ConfigError, UnsupportedError
 from fxquant.ir import meta
 from fxquant.ir.batch import run_in_batches, samples_at_once
 from fxquant.ir.inputs import check_inputs
-from fxquant.passes.annotate import MOVES_FLOAT_RESULT
+from fxquant.passes.annotate import is_border
 from fxquant.passes.insert_qdq import insert_qdq
 from fxquant.passes.integerize import integerize
 
@@ -39,7 +39,7 @@ def float_islands(gm: GraphModule) -> tuple[FloatIsland, ...]:
     islands = []
     for node in gm.graph.nodes:
         reason = meta.float_reason(node)
-        if reason is None or reason.startswith(MOVES_FLOAT_RESULT):
+        if reason is None or is_border(reason):
             continue
         operator = getattr(node.target, "__name__", str(node.target))
         islands.append(FloatIsland(node.name, operator, meta.provenance(node).name, reason))

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fxquant.ir.preparation import operands
 from tvm_backend.graph_view import dtype_of
 
+_REVERSED = (torch.rsub, "rsub")
 _SPELLINGS: dict[Any, tuple[Any, ...]] = {
     operator.add: (torch.add, "add"),
-    operator.sub: (torch.sub, torch.subtract, "sub", "subtract"),
+    operator.sub: (torch.sub, torch.subtract, "sub", "subtract", *_REVERSED),
     operator.mul: (torch.mul, torch.multiply, "mul", "multiply"),
     operator.truediv: (torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide"),
 }
@@ -37,10 +39,11 @@ def is_arithmetic(node: Node, constants: Mapping[Node, Tensor]) -> bool:
         constants: Nodes that do not depend on the input.
     """
     called = node.op in ("call_function", "call_method") and node.target in _FUNCTIONS
-    if not called or len(node.args) != 2 or node.kwargs or dtype_of(node) != torch.float32:
+    if not called or dtype_of(node) != torch.float32:
         return False
-    values = [a for a in node.args if isinstance(a, Node) and a not in constants]
-    others = [a for a in node.args if a not in values]
+    both = operands(node)
+    values = [a for a in both if isinstance(a, Node) and a not in constants]
+    others = [a for a in both if a not in values]
     if len(values) != 1 or len(others) != 1:
         return False
     (value,), (other,) = values, others
@@ -55,4 +58,6 @@ def spell_alike(graph_module: GraphModule, constants: Mapping[Node, Tensor]) -> 
     """Make calls of the operator module of all such nodes, in place."""
     for node in graph_module.graph.nodes:
         if is_arithmetic(node, constants):
+            a, b = operands(node)
+            node.args, node.kwargs = ((b, a) if node.target in _REVERSED else (a, b)), {}
             node.op, node.target = "call_function", _FUNCTIONS[node.target]

@@ -13,7 +13,7 @@ from statistics import median
 
 from fxquant.inspection.facts import NodeFacts
 from fxquant.inspection.measure import Measurement
-from fxquant.passes.annotate import MOVES_FLOAT_RESULT
+from fxquant.passes.annotate import is_border
 
 GOOD_ENOUGH = 30.0  # dB, isolated
 POOR = 20.0  # dB, cumulative
@@ -139,7 +139,7 @@ def outlier_channels(largest: Sequence[float]) -> int:
 def float_remedy(fact: NodeFacts) -> str:
     """How an operator that stays in float could run on integers; "" if there is nothing to do."""
     reason = fact.float_reason
-    if not reason or reason.startswith(MOVES_FLOAT_RESULT):
+    if not reason or is_border(reason):
         return ""
     if "configuration" in reason:
         return "remove the rule from the configuration"

@@ -12,7 +12,7 @@ from fxquant.ir import meta
 from fxquant.model import Quantized
 from fxquant.numerics.types import IntType
 from fxquant.numerics.width import width_of
-from fxquant.passes.annotate import MOVES_FLOAT_RESULT
+from fxquant.passes.annotate import is_border
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class NodeFacts:
     @property
     def island(self) -> bool:
         """Whether it stays in float for a reason of its own."""
-        return bool(self.float_reason) and not self.float_reason.startswith(MOVES_FLOAT_RESULT)
+        return bool(self.float_reason) and not is_border(self.float_reason)
 
 
 def node_facts(quantized: Quantized) -> tuple[NodeFacts, ...]:

@@ -17,6 +17,7 @@ from fxquant.config import Config, OpConfig
 from fxquant.errors import ConfigError
 from fxquant.ir import meta
 from fxquant.ir.meta import TensorQuant
+from fxquant.ir.preparation import PREPARES_INPUT, prepares_input
 from fxquant.numerics.ranges import RangeEstimator
 from fxquant.numerics.types import activation_spec, weight_spec
 from fxquant.ops import Grid
@@ -24,6 +25,11 @@ from fxquant.passes.choices import Choices
 from fxquant.passes.residuals import requantize_for_layers, residual_values
 
 MOVES_FLOAT_RESULT = "moves the float result"
+
+
+def is_border(reason: str) -> bool:
+    """Whether a reason to stay in float is to lie between the integers and what is outside."""
+    return reason.startswith((MOVES_FLOAT_RESULT, PREPARES_INPUT))
 
 
 def annotate(gm: GraphModule, config: Config) -> GraphModule:
@@ -93,7 +99,7 @@ def _float_reason(node: Node, choices: Choices) -> str | None:
     name = getattr(node.target, "__name__", str(node.target))
     definition = meta.opdef(node)
     if definition is None:
-        return f"{name} has no integer form"
+        return PREPARES_INPUT if prepares_input(node) else f"{name} has no integer form"
     config, rule = choices.of(node)
     if config is None:
         return f"left in float by the configuration ({rule})"
