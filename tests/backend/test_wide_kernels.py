@@ -143,9 +143,11 @@ def test_avg_pool2d(target: Target, bits: int, width: int) -> None:
     check(reference.avg_pool2d, target, [x], {**whole, **grid(width)}, one)
 
 
-def test_avg_pool2d_of_a_window_beyond_int32() -> None:
-    x = torch.full((1, 3, 128, 130), 65535, dtype=torch.uint16)
-    whole = {"rows": ((0, 128, 1),), "cols": ((0, 130, 1),), "zero_point": 0}
+@pytest.mark.parametrize("size", [129, 300])
+def test_avg_pool2d_of_a_window_beyond_int32(size: int) -> None:
+    """The sum of the codes; of the larger one also the sum of the stored zero points."""
+    x = torch.full((1, 3, size, size), 65535, dtype=torch.uint16)
+    whole = {"rows": ((0, size, 1),), "cols": ((0, size, 1),), "zero_point": 0}
     for target in (X86_AVX2, GENERIC):
         check(reference.avg_pool2d_accumulate, target, [x], whole)
 

@@ -164,5 +164,5 @@ def _block(
         target = result.offset(n, row.first + h, col.first + j, c)
         for v in range(vectors):
             total = T.cast(sums[v], vector_type(wide, lanes))
-            acc = total - splat(count * zero_point, wide, lanes)
+            acc = total - splat(count * T.cast(zero_point, wide), wide, lanes)
             store(y, target + v * lanes, finish(acc, window, bound), lanes)
