@@ -178,8 +178,8 @@ def count_ours(
         if symbol.name in kernels or symbol.name in _DRIVER
     ]
     executed = by_symbol(blocks, symbols)
-    names = set(program.kernels)
-    rates = loop_rates(binary, [s for s in symbols if s.name in names], blocks, processors)
+    ours = [symbol for symbol in symbols if symbol.name in program.kernels]
+    rates = loop_rates(binary, ours, blocks, processors)
     return layer_counts(program, macs, executed, rates), sum(executed.values())
 
 

@@ -6,29 +6,14 @@ everywhere, and has a kernel (`emit/float_arithmetic.py`).
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxquant.ir.preparation import operands
+from fxquant.ir.preparation import FUNCTIONS, REVERSED, operands
 from tvm_backend.graph_view import dtype_of
-
-_REVERSED = (torch.rsub, "rsub")
-_SPELLINGS: dict[Any, tuple[Any, ...]] = {
-    operator.add: (torch.add, "add"),
-    operator.sub: (torch.sub, torch.subtract, "sub", "subtract", *_REVERSED),
-    operator.mul: (torch.mul, torch.multiply, "mul", "multiply"),
-    operator.truediv: (torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide"),
-}
-_FUNCTIONS = {
-    spelling: function
-    for function, others in _SPELLINGS.items()
-    for spelling in (function, *others)
-}
 
 
 def is_arithmetic(node: Node, constants: Mapping[Node, Tensor]) -> bool:
@@ -38,7 +23,7 @@ def is_arithmetic(node: Node, constants: Mapping[Node, Tensor]) -> bool:
         node: Any node.
         constants: Nodes that do not depend on the input.
     """
-    called = node.op in ("call_function", "call_method") and node.target in _FUNCTIONS
+    called = node.op in ("call_function", "call_method") and node.target in FUNCTIONS
     if not called or dtype_of(node) != torch.float32:
         return False
     both = operands(node)
@@ -59,5 +44,5 @@ def spell_alike(graph_module: GraphModule, constants: Mapping[Node, Tensor]) -> 
     for node in graph_module.graph.nodes:
         if is_arithmetic(node, constants):
             a, b = operands(node)
-            node.args, node.kwargs = ((b, a) if node.target in _REVERSED else (a, b)), {}
-            node.op, node.target = "call_function", _FUNCTIONS[node.target]
+            node.args, node.kwargs = ((b, a) if node.target in REVERSED else (a, b)), {}
+            node.op, node.target = "call_function", FUNCTIONS[node.target]

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.errors import UnsupportedError
 from fxquant.numerics import reference
-from tvm_backend.emit.table import ACCUMULATES, ARITHMETIC, EMIT
+from tvm_backend.emit.table import ACCUMULATES, KERNELS
 from tvm_backend.graph_view import dtype_of
 from tvm_backend.islands import IslandNodes
 
@@ -68,7 +68,7 @@ def _shape(node: Node) -> str:
 
 
 def _operator(node: Node) -> str:
-    if node.target not in EMIT and node.target not in ARITHMETIC:
+    if node.target not in KERNELS:
         return "no kernel exists for this operator"
     dtypes = (*VALUE_DTYPES, torch.int64) if node.target in ACCUMULATES else VALUE_DTYPES
     if dtype_of(node) not in dtypes:

@@ -21,7 +21,7 @@ from tvm_backend.arithmetic import spell_alike
 from tvm_backend.call import Call, Value, offsets
 from tvm_backend.emit.axis_map import axis_map_kernel, identity
 from tvm_backend.emit.border import float_border
-from tvm_backend.emit.table import ARITHMETIC, EMIT, MOVES
+from tvm_backend.emit.table import KERNELS, MOVES
 from tvm_backend.graph_view import bind, complete_shapes, fold_constants, nodes_in, shape_of
 from tvm_backend.islands import IslandNodes, island_module, island_nodes, partition
 from tvm_backend.kernel import Kernel
@@ -167,7 +167,7 @@ class _Lowering:
             self.owner[node] = self._owner_name(operands[0])
             return
         call = Call(node.name, tuple(inputs), tensors, numbers, output, self.target, self.winograd)
-        kernels = {**EMIT, **ARITHMETIC}[node.target](call)  # type: ignore[index]
+        kernels = KERNELS[node.target](call)  # type: ignore[index]
         border = float_border(call, node.target)
         if border is not None:
             self.borders[output.name] = border

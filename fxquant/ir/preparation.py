@@ -6,24 +6,30 @@ prepared. (With one number for all it is a table of codes, which loses nothing.)
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from fxquant.ir.meta import opdef
-
 PREPARES_INPUT = "prepares an input"
-_NAMES = frozenset(
-    "add iadd sub isub subtract rsub mul imul multiply div truediv itruediv divide".split()
-)
+REVERSED = (torch.rsub, "rsub")  # take their operands the other way round
+_SPELLINGS: dict[Any, tuple[Any, ...]] = {
+    operator.add: (torch.add, "add"),
+    operator.sub: (torch.sub, torch.subtract, "sub", "subtract", *REVERSED),
+    operator.mul: (torch.mul, torch.multiply, "mul", "multiply"),
+    operator.truediv: (torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide"),
+}
+FUNCTIONS = {
+    spelling: function
+    for function, others in _SPELLINGS.items()
+    for spelling in (function, *others)
+}
 
 
 def prepares_input(node: Node) -> bool:
     """Whether a node is float arithmetic of an input and constants."""
-    name = getattr(node.target, "__name__", node.target)
-    called = node.op in ("call_function", "call_method") and opdef(node) is None
-    if not called or name not in _NAMES:
+    if node.op not in ("call_function", "call_method") or node.target not in FUNCTIONS:
         return False
     both = operands(node)
     values = [a for a in both if isinstance(a, Node) and a.op != "get_attr"]

@@ -9,7 +9,7 @@ vectors of channels at a time, so that every cache line is read once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -23,8 +23,8 @@ from tvm_backend.emit.elementwise import code_bound
 from tvm_backend.emit.fill import fill_halo
 from tvm_backend.emit.loops import load_as, splat, spread_loop, store, vector_type
 from tvm_backend.emit.naming import kernel_name
-from tvm_backend.emit.requant import Numbers, output_grid, scale, scale_by, to_stored
-from tvm_backend.emit.scalars import Scalars, nameless
+from tvm_backend.emit.requant import Numbers, scale, scale_by, to_stored
+from tvm_backend.emit.scalars import Scalars, shared_name
 from tvm_backend.emit.windows import Run, Window, runs
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.tvm_api import IN_REGISTERS, T
@@ -69,8 +69,11 @@ class _Pool:
 
 def avg_pool2d_accumulate(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.avg_pool2d_accumulate`."""
+    rows, cols = _windows(call)
+    name = kernel_name("sum_pool2d", call.inputs, call.output, call.target, rows, cols)
     zero_point = call.numbers["zero_point"] + call.inputs[0].offset
-    pool = _pool(call, "sum_pool2d", Scalars((zero_point,), (), 0, 0), 0)
+    scalars = Scalars((zero_point,), (), 0, 0)
+    pool = _Pool(name, call.inputs[0], call.output, rows, cols, scalars, 0)
     return pool.kernel(lambda scalars, tables: lambda acc, window, bound: acc)
 
 
@@ -78,22 +81,23 @@ def avg_pool2d(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.avg_pool2d`."""
     multiplier = np.asarray(call.tensors["multiplier"], np.int32).reshape(-1)
     shift = np.asarray(call.tensors["shift"], np.int32).reshape(-1)
-    grid, zero_points = output_grid(call), [call.numbers["zero_point"]]
-    bounds = grid.qmin, grid.qmax
     if len(set(zip(multiplier.tolist(), shift.tolist(), strict=True))) == 1:
-        scalars, s = Scalars.of(call, zero_points, [int(multiplier[0])]), int(shift[0])
-        return _pool(call, "avg_pool2d", scalars, 0, *bounds, s).kernel(partial(_alike, call, s))
+        s = int(shift[0])
+        return _pool(call, multiplier[:1].tolist(), 0, s).kernel(partial(_alike, call, s))
     windows = multiplier.size
-    pool = _pool(call, "avg_pool2d", Scalars.of(call, zero_points, []), windows, *bounds)
     tables = np.concatenate(Numbers.of(multiplier, shift))
-    return pool.kernel(partial(_by_table, call, windows), tables)
+    return _pool(call, [], windows).kernel(partial(_by_table, call, windows), tables)
 
 
-def _pool(call: Call, op: str, scalars: Scalars, tables: int, *details: Any) -> _Pool:
-    source, output = call.inputs[0], call.output
-    rows, cols = tuple(call.numbers["rows"]), tuple(call.numbers["cols"])
-    name = kernel_name(op, (source,), nameless(output), call.target, rows, cols, tables, *details)
-    return _Pool(name, source, output, rows, cols, scalars, tables)
+def _pool(call: Call, multipliers: Sequence[int], tables: int, *details: Any) -> _Pool:
+    rows, cols = _windows(call)
+    name = shared_name("avg_pool2d", call, rows, cols, tables, *details)
+    scalars = Scalars.of(call, [call.numbers["zero_point"]], multipliers)
+    return _Pool(name, call.inputs[0], call.output, rows, cols, scalars, tables)
+
+
+def _windows(call: Call) -> tuple[tuple[Window, ...], tuple[Window, ...]]:
+    return tuple(call.numbers["rows"]), tuple(call.numbers["cols"])
 
 
 def _alike(call: Call, shift: int, scalars: Scalars, tables: Any) -> _Finish:

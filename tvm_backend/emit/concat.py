@@ -21,9 +21,8 @@ from tvm_backend.emit.copies import CONVERTED_LANES, COPIED_LANES, Convert, chun
 from tvm_backend.emit.elementwise import code_bound
 from tvm_backend.emit.fill import fill_halo
 from tvm_backend.emit.loops import all_indices, image_rows, store, vector_type
-from tvm_backend.emit.naming import kernel_name
-from tvm_backend.emit.requant import Grid, output_grid, scale, to_stored
-from tvm_backend.emit.scalars import Scalars, nameless
+from tvm_backend.emit.requant import Grid, scale, to_stored
+from tvm_backend.emit.scalars import Scalars, shared_name
 from tvm_backend.emit.word_requant import CodeScale, WordRequant
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import Image, code_width
@@ -47,7 +46,7 @@ class _Operand:
 
 def concat(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.concat`."""
-    numbers, grid = call.numbers, output_grid(call)
+    numbers = call.numbers
     axis = numbers["axis"] % len(call.output.shape)
     requantizations = zip(
         numbers["zero_points"], numbers["multipliers"], numbers["shifts"], strict=True
@@ -57,8 +56,7 @@ def concat(call: Call) -> tuple[Kernel, ...]:
         for value, (zero_point, m, s) in zip(call.inputs, requantizations, strict=True)
     )
     scalars = Scalars.of(call, numbers["zero_points"], numbers["multipliers"])
-    details = axis, operands, grid.qmin, grid.qmax
-    name = kernel_name("concat", call.inputs, nameless(call.output), call.target, *details)
+    name = shared_name("concat", call, axis, operands)
     build = partial(_build, name, call, axis, scalars, operands)
     storages = tuple(v.storage for v in call.inputs)
     return (Kernel(name, build, storages, (scalars.constant(),), call.output.storage),)

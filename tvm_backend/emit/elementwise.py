@@ -26,9 +26,8 @@ from tvm_backend.emit.loops import (
     splat,
     store,
 )
-from tvm_backend.emit.naming import kernel_name
-from tvm_backend.emit.requant import as_int64, output_grid, scale, to_stored
-from tvm_backend.emit.scalars import Scalars, nameless
+from tvm_backend.emit.requant import as_int64, scale, to_stored
+from tvm_backend.emit.scalars import Scalars, shared_name
 from tvm_backend.emit.word_requant import (
     CodeScale,
     WordCompute,
@@ -125,9 +124,7 @@ class _Plan:
 def _kernel(
     call: Call, op: str, scalars: Scalars, make: Callable[[Scalars], _Arithmetic], shifts: Any
 ) -> tuple[Kernel, ...]:
-    grid, output = output_grid(call), call.output
-    details = shifts, grid.qmin, grid.qmax
-    name = kernel_name(op, call.inputs, nameless(output), call.target, *details)
+    name, output = shared_name(op, call, shifts), call.output
     storages = tuple(v.storage for v in call.inputs)
     in_place = tuple(i for i, v in enumerate(call.inputs) if v.same_place(output))
     build = partial(_build, name, call.inputs, output, scalars, make)
@@ -157,7 +154,7 @@ def _build(
         elif all(_same_pixels(image, images[-1]) for image in images):
             _by_vector(plan, images, buffers, y, abi)
         else:
-            _by_broadcast(plan, images, buffers, y, abi)
+            _bybroadcast(plan, images, buffers, y, abi)
     return built.func
 
 
@@ -243,7 +240,7 @@ def _by_vector(
         store(y, positions[-1], plan.compute(operands), lanes)
 
 
-def _by_broadcast(
+def _bybroadcast(
     plan: _Plan, images: Sequence[Image], buffers: Sequence[Any], y: Any, abi: Abi
 ) -> None:
     out = images[-1]
@@ -275,13 +272,13 @@ def _by_element(plan: _Plan, buffers: Sequence[Any], y: Any, abi: Abi) -> None:
     fill_halo(plan.output, y)
     with all_indices(plan.output.shape, abi) as index:
         operands = [
-            T.cast(buffer[value.at(_broadcast(value.shape, index))], "int32")
+            T.cast(buffer[value.at(broadcast(value.shape, index))], "int32")
             for value, buffer in zip(plan.inputs, buffers, strict=True)
         ]
         store(y, plan.output.at(index), plan.compute(operands), 1)
 
 
-def _broadcast(shape: tuple[int, ...], index: Sequence[Any]) -> list[Any]:
+def broadcast(shape: tuple[int, ...], index: Sequence[Any]) -> list[Any]:
     """Index of an operand for a result index, as torch broadcasts."""
     trailing = index[len(index) - len(shape) :]
     return [0 if extent == 1 else i for extent, i in zip(shape, trailing, strict=True)]

@@ -8,16 +8,18 @@ whole plane or row, or one for each of its elements, these go by vectors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tvm_backend.call import Call, Value
+from tvm_backend.emit.elementwise import broadcast
 from tvm_backend.emit.loops import all_indices, for_chunks, load, splat, store
 from tvm_backend.emit.naming import kernel_name
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
+from tvm_backend.layout import Flat
 
 _Operation = Callable[[Any, Any], Any]
 
@@ -29,49 +31,48 @@ def float_arithmetic(operation: _Operation, call: Call) -> tuple[Kernel, ...]:
         operation: `operator.add` or the like.
         call: With two activations, one of them constant, or one and a number `a` or `b`.
     """
-    numbers = {key: call.numbers[key] for key in ("a", "b") if key in call.numbers}
-    sources = list(call.inputs)
-    constants = [np.array([value], np.float32) for value in numbers.values()]
-    shapes = [value.shape for value in sources]
-    for key in numbers:
-        shapes.insert("ab".index(key), ())
-    name = kernel_name(
-        operation.__name__, call.inputs, call.output, call.target, shapes, sorted(numbers)
-    )
-    build = partial(_build, name, operation, call, shapes, list(numbers))
-    storages = tuple(value.storage for value in sources)
-    same = (i for i, value in enumerate(sources) if value.same_place(call.output))
-    return (Kernel(name, build, storages, tuple(constants), call.output.storage, tuple(same)),)
+    numbers = {key: call.numbers[key] for key in "ab" if key in call.numbers}
+    values = iter(call.inputs)
+    operands = {key: _number(key) if key in numbers else next(values) for key in "ab"}
+    name = kernel_name(operation.__name__, call.inputs, call.output, call.target, sorted(numbers))
+    build = partial(_build, name, operation, operands, sorted(numbers), call.output)
+    storages = tuple(value.storage for value in call.inputs)
+    constants = tuple(np.array([number], np.float32) for number in numbers.values())
+    in_place = tuple(i for i, v in enumerate(call.inputs) if v.same_place(call.output))
+    return (Kernel(name, build, storages, constants, call.output.storage, in_place),)
+
+
+def _number(name: str) -> Value:
+    return Value(name, (), Flat((), "float32"))
 
 
 def _build(
-    name: str, operation: _Operation, call: Call, shapes: Sequence[tuple[int, ...]],
-    numbers: Sequence[str], abi: Abi,
+    name: str, operation: _Operation, operands: Mapping[str, Value], numbers: Sequence[str],
+    output: Value, abi: Abi,
 ) -> Any:  # fmt: skip
-    output = call.output
-    keys = [key for key in "ab" if key not in numbers]
+    keys = [*(key for key in operands if key not in numbers), *numbers]
     params = [
-        *(
-            Param(key, (value.storage.size,), "float32")
-            for key, value in zip(keys, call.inputs, strict=True)
-        ),
-        *(Param(key, (1,), "float32") for key in numbers),
+        *(Param(key, (operands[key].storage.size,), "float32") for key in keys),
         Param("y", (output.storage.size,), "float32"),
     ]
-    axis = _vector_axis(shapes, output.shape)
-    length = math.prod(output.shape[axis:])
+    axis = _vector_axis([value.shape for value in operands.values()], output.shape)
+    trailing = output.shape[axis:]
     with prim_func(name, params, abi) as (built, p), all_indices(output.shape[:axis], abi) as index:
+        first = [*index, *(0 for _ in trailing)]
+
+        def operand(key: str, i: Any, lanes: int) -> Any:
+            value = operands[key]
+            position = value.at(broadcast(value.shape, first))
+            own = value.shape[max(len(value.shape) - len(trailing), 0) :]
+            if math.prod(own) == math.prod(trailing):
+                return load(p[key], position + i, lanes)
+            return splat(p[key][position], "float32", lanes)
 
         def chunk(i: Any, lanes: int) -> None:
-            a, b = (
-                _operand(p[key], shape, output, index, i, lanes)
-                for key, shape in zip("ab", shapes, strict=True)
-            )
-            store(
-                p["y"], _position(output.shape[:axis], index) * length + i, operation(a, b), lanes
-            )
+            result = operation(*(operand(key, i, lanes) for key in operands))
+            store(p["y"], output.at(first) + i, result, lanes)
 
-        for_chunks(length, chunk)
+        for_chunks(math.prod(trailing), chunk)
     return built.func
 
 
@@ -86,23 +87,3 @@ def _vector_axis(shapes: Sequence[tuple[int, ...]], result: tuple[int, ...]) -> 
             break
         axis -= 1
     return axis
-
-
-def _operand(
-    buffer: Any, shape: tuple[int, ...], output: Value, index: Sequence[Any], i: Any, lanes: int
-) -> Any:
-    """A vector of an operand at `[*index, i]` of the result."""
-    leading, trailing = len(index), output.shape[len(index) :]
-    padded = (1,) * (len(output.shape) - len(shape)) + shape
-    places = [0 if extent == 1 else j for extent, j in zip(padded[:leading], index, strict=True)]
-    position = _position(padded[:leading], places)
-    if padded[leading:] == trailing:
-        return load(buffer, position * math.prod(trailing) + i, lanes)
-    return splat(buffer[position], "float32", lanes)
-
-
-def _position(shape: Sequence[int], index: Sequence[Any]) -> Any:
-    position: Any = 0
-    for extent, i in zip(shape, index, strict=True):
-        position = position * extent + i
-    return position

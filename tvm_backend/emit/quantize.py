@@ -26,9 +26,7 @@ from tvm_backend.emit.loops import (
     store,
     vector_type,
 )
-from tvm_backend.emit.naming import kernel_name
-from tvm_backend.emit.requant import output_grid
-from tvm_backend.emit.scalars import Scalars, nameless
+from tvm_backend.emit.scalars import Scalars, shared_name
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE, Image, code_width
 from tvm_backend.tvm_api import T
@@ -52,13 +50,12 @@ def round_to_int(real: Any, lanes: int) -> Any:
 
 def quantize(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.quantize`."""
-    source, output, grid = call.inputs[0], call.output, output_grid(call)
     scale = np.array([call.numbers["scale"]], np.float32)
     scalars = Scalars.of_result(call)
-    bounds = grid.qmin, grid.qmax
-    name = kernel_name("quantize", (source,), nameless(output), call.target, *bounds)
+    name = shared_name("quantize", call)
+    storage, constants = call.inputs[0].storage, (scale, scalars.constant())
     build = partial(_build, name, call, scalars)
-    return (Kernel(name, build, (source.storage,), (scale, scalars.constant()), output.storage),)
+    return (Kernel(name, build, (storage,), constants, call.output.storage),)
 
 
 def _build(name: str, call: Call, scalars: Scalars, abi: Abi) -> Any:

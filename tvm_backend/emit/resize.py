@@ -15,24 +15,21 @@ from fxquant.numerics.width import WIDTH_8
 from tvm_backend.call import Call
 from tvm_backend.emit.elementwise import code_bound
 from tvm_backend.emit.loops import channel_lanes, image_rows, load_as, store
-from tvm_backend.emit.naming import kernel_name
 from tvm_backend.emit.requant import output_grid, scale, to_stored
-from tvm_backend.emit.scalars import Scalars, nameless
+from tvm_backend.emit.scalars import Scalars, shared_name
 from tvm_backend.kernel import Abi, Kernel, Param, prim_func
 from tvm_backend.tvm_api import T
 
 
 def resize_linear2d(call: Call) -> tuple[Kernel, ...]:
     """Emitter of `reference.resize_linear2d`."""
-    source, output, grid = call.inputs[0], call.output, output_grid(call)
     rows = np.ascontiguousarray(call.numbers["rows"], np.int32).reshape(-1)  # [OH * 3]
     cols = np.ascontiguousarray(call.numbers["cols"], np.int32).reshape(-1)  # [OW * 3]
     scalars = Scalars.of_result(call)
-    bounds = grid.qmin, grid.qmax
-    name = kernel_name("resize_linear2d", (source,), nameless(output), call.target, *bounds)
+    name = shared_name("resize_linear2d", call)
     constants = (rows, cols, scalars.constant())
     build = partial(_build, name, call, scalars)
-    return (Kernel(name, build, (source.storage,), constants, output.storage),)
+    return (Kernel(name, build, (call.inputs[0].storage,), constants, call.output.storage),)
 
 
 def _build(name: str, call: Call, scalars: Scalars, abi: Abi) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tvm_backend.call import Call, Value
+from tvm_backend.emit.naming import kernel_name
 from tvm_backend.emit.requant import Grid, output_grid
 from tvm_backend.kernel import Param
 
@@ -80,6 +81,15 @@ class Scalars:
         return output if output.fill is None else replace(output, fill=self.fill)
 
 
-def nameless(output: Value) -> Value:
-    """A result as names of kernels see it whose fill is data."""
-    return output if output.fill is None else replace(output, fill=0)
+def shared_name(op: str, call: Call, *details: Any) -> str:
+    """Name of a kernel whose scalars are data: of them it has the clip bounds alone.
+
+    Args:
+        op: Operator.
+        call: A call whose result has a grid.
+        *details: As of `kernel_name`.
+    """
+    grid, output = output_grid(call), call.output
+    if output.fill is not None:
+        output = replace(output, fill=0)
+    return kernel_name(op, call.inputs, output, call.target, *details, grid.qmin, grid.qmax)

@@ -63,6 +63,8 @@ ARITHMETIC: dict[Callable[..., Any], Emitter] = {
     for function in (operator.add, operator.sub, operator.mul, operator.truediv)
 }
 
+KERNELS: dict[Callable[..., Any], Emitter] = {**EMIT, **ARITHMETIC}
+
 # Deliver accumulators, which are int64 where they sum 16-bit codes.
 ACCUMULATES = (
     reference.avg_pool2d_accumulate,

@@ -6,6 +6,7 @@ With a chain, several products are summed in int16 first (`smlal`), as EasyQuant
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,18 +16,55 @@ from tvm_backend.macs.interleave import interleave_pairs
 from tvm_backend.macs.vector import llvm, load, shuffle
 from tvm_backend.tvm_api import T
 
+LANES = 8
+
 
 @dataclass(frozen=True, slots=True)
-class WideningMultiply:
-    """Widening multiply and pairwise add-accumulate.
+class ByteChain(ABC):
+    """What multiplies 8 codes by 8 into int16 and sums chains of such products.
 
     Attributes:
         idiom: The idiom it implements.
+    """
+
+    idiom: MacIdiom
+
+    def load_weights(self, buffer: Any, offset: Any) -> Any:
+        """8 codes."""
+        return load(buffer, offset, LANES)
+
+    def extend(self, total: Any | None, activation: Any, weight: Any) -> Any:
+        """A widening multiply; added to the chain without another instruction."""
+        product = T.cast(activation, f"int16x{LANES}") * T.cast(weight, f"int16x{LANES}")
+        return product if total is None else total + product
+
+    @abstractmethod
+    def finish(self, acc: Any, total: Any) -> Any:
+        """The accumulator and the sum of a chain."""
+
+    def multiply_accumulate(
+        self, acc: Any, activations: Sequence[Any], weights: Sequence[Any]
+    ) -> Any:
+        """A widening multiply a step, the end of a chain once a chain."""
+        size = max(self.idiom.chain, 1)
+        for first in range(0, len(weights), size):
+            total = None
+            steps = slice(first, first + size)
+            for a, w in zip(activations[steps], weights[steps], strict=True):
+                total = self.extend(total, a, w)
+            acc = self.finish(acc, total)
+        return acc
+
+
+@dataclass(frozen=True, slots=True)
+class WideningMultiply(ByteChain):
+    """Widening multiply and pairwise add-accumulate.
+
+    Attributes:
         pairwise_add: LLVM's name of the pairwise widening addition.
         accumulates: Whether that intrinsic takes the accumulator itself.
     """
 
-    idiom: MacIdiom
     pairwise_add: str
     accumulates: bool
 
@@ -34,10 +72,6 @@ class WideningMultiply:
     def unroll(self) -> int:
         """One chain."""
         return max(self.idiom.chain, 2)
-
-    def load_weights(self, buffer: Any, offset: Any) -> Any:
-        """8 codes."""
-        return load(buffer, offset, 8)
 
     def load_activations(self, buffer: Any, offset: Any, steps: int) -> list[Any]:
         """One 2-byte broadcast (`ld1r`) a step."""
@@ -53,26 +87,8 @@ class WideningMultiply:
         registers = [T.reinterpret("int8x16", pair) for pair in pairs]
         return [shuffle([r], range(i, i + 8)) for r in registers for i in (0, 8)]
 
-    def extend(self, total: Any | None, activation: Any, weight: Any) -> Any:
-        """A widening multiply; added to the chain without another instruction."""
-        product = T.cast(activation, "int16x8") * T.cast(weight, "int16x8")
-        return product if total is None else total + product
-
     def finish(self, acc: Any, total: Any) -> Any:
         """A pairwise widening addition."""
         if self.accumulates:
             return llvm("int32x4", self.pairwise_add, acc, total)
         return acc + llvm("int32x4", self.pairwise_add, total)
-
-    def multiply_accumulate(
-        self, acc: Any, activations: Sequence[Any], weights: Sequence[Any]
-    ) -> Any:
-        """A widening multiply a step, an add-accumulate a chain."""
-        size = max(self.idiom.chain, 1)
-        for first in range(0, len(weights), size):
-            total = None
-            steps = slice(first, first + size)
-            for a, w in zip(activations[steps], weights[steps], strict=True):
-                total = self.extend(total, a, w)
-            acc = self.finish(acc, total)
-        return acc
