@@ -6,9 +6,10 @@ is `A^T [(G w G^T) * (B^T x B)] A`, with `*` element by element, so that a sum o
 
 G has fractions. The argument that integers suffice is our own:
 
-* G' = diag(d) G has integer entries (d = 4, 6, 6, 24, 24, 1 for `m = 4`, 2 everywhere for `m = 2`),
-  and A' = A diag(f / d) too with f = 24 (or f = 2). So the result is f^2 times the accumulator:
-  576 = 2^6 * 9 times, or 4 times.
+* G' = diag(d) G has integer entries (d = 24, 24, 24, 24, 24, 12 for `m = 4`, 2 everywhere for
+  `m = 2`), and A' = A diag(f / d) too with f = 24 (or f = 2). So the result is f^2 times the
+  accumulator: 576 = 2^6 * 9 times, or 4 times. Of the d that are possible, these leave the output
+  transform least to do, and keep transformed codes of 8 bits within int16.
 * B and A are small integers as well: if the transformed inputs and weights fit int16, each product
   is exact, and sums, the output transform and a product by the inverse of 9 (odd, so it has one)
   are exact modulo 2^32. That gives `2^s * accumulator` modulo 2^32, s = 6 or 2.
@@ -119,19 +120,28 @@ def _output_2(x: Sequence[Any], bind: Bind) -> list[Any]:
 
 
 def _input_4(x: Sequence[Any], bind: Bind) -> list[Any]:
-    a, b = bind(x[4] - x[2] * 4), bind(x[3] - x[1] * 4)
+    def times_4(value: Any) -> Any:
+        return _twice(_twice(value, bind), bind)
+
+    a, b = bind(x[4] - times_4(x[2])), bind(x[3] - times_4(x[1]))
     c, e = bind(x[4] - x[2]), bind(x[3] - x[1])
-    d = bind(e * 2)
-    first, last = (x[0] - x[2]) * 4 + c, x[5] - x[3] - e * 4
+    d = _twice(e, bind)
+    first, last = times_4(x[0] - x[2]) + c, x[5] - x[3] - _twice(d, bind)
     return [bind(value) for value in (first, a + b, a - b, c + d, c - d, last)]
 
 
 def _output_4(x: Sequence[Any], bind: Bind) -> list[Any]:
     s, d = bind(x[1] + x[2]), bind(x[1] - x[2])
-    p, q = bind(x[3] + x[4]), bind((x[3] - x[4]) * 2)
-    last = x[5] * 4 + x[5] * 2
-    values = [(x[0] + s) * 4 + x[0] * 2 + p, d * 4 + q, (s + p) * 4, (d + q + last) * 4]
-    return [bind(value) for value in values]
+    p, q = bind(x[3] + x[4]), _twice(x[3] - x[4], bind)
+    third = s + _twice(_twice(p, bind), bind)
+    last = d + _twice(_twice(q, bind) + x[5], bind)
+    return [bind(value) for value in (x[0] + s + p, d + q, third, last)]
+
+
+def _twice(value: Any, bind: Bind) -> Any:
+    """A sum, not a product: a factor of Python's would widen int16 vectors to its own type."""
+    value = bind(value)
+    return bind(value + value)
 
 
 F2 = Winograd(
@@ -146,7 +156,7 @@ F2 = Winograd(
 )
 F4 = Winograd(
     4,
-    weights=np.array([[1, 0, 0], [-1, -1, -1], [-1, 1, -1], [1, 2, 4], [1, -2, 4], [0, 0, 1]]),
+    weights=np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 12]]),
     inputs=np.array(
         [
             [4, 0, -5, 0, 1, 0],
@@ -158,7 +168,7 @@ F4 = Winograd(
         ]
     ),
     outputs=np.array(
-        [[6, 4, 4, 1, 1, 0], [0, 4, -4, 2, -2, 0], [0, 4, 4, 4, 4, 0], [0, 4, -4, 8, -8, 24]]
+        [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 2]]
     ),
     input_line=_input_4,
     output_line=_output_4,
