@@ -10,6 +10,8 @@ PMADDWD_512 = MacIdiom("pmaddwd_512", 16, 2, signed_activations=False, registers
 PMADDWD_256 = MacIdiom("pmaddwd_256", 8, 2, signed_activations=False, registers=16)
 PMADDWD_S16_512 = MacIdiom("pmaddwd_s16_512", 16, 2, True, registers=32, activation_bits=16)
 PMADDWD_S16_256 = MacIdiom("pmaddwd_s16_256", 8, 2, True, registers=16, activation_bits=16)
+VPDPWSSD_512 = MacIdiom("vpdpwssd_512", 16, 2, True, registers=32, activation_bits=16)
+VPDPWSSD_256 = MacIdiom("vpdpwssd_256", 8, 2, True, registers=16, activation_bits=16)
 SDOT = MacIdiom("sdot", 4, 4, signed_activations=True, registers=32)
 USDOT = MacIdiom("usdot", 4, 4, signed_activations=False, registers=32)
 USMMLA = MacIdiom("usmmla", 4, 8, signed_activations=False, registers=32, pixels=2)
@@ -41,6 +43,8 @@ ALL = (
     PMADDWD_256,
     PMADDWD_S16_512,
     PMADDWD_S16_256,
+    VPDPWSSD_512,
+    VPDPWSSD_256,
     SDOT,
     USDOT,
     USMMLA,

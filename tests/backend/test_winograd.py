@@ -24,13 +24,23 @@ from fxquant.targets import (
     GENERIC,
     NEOVERSE_V1,
     X86_AVX2,
+    X86_AVX_VNNI,
     X86_VNNI,
     X86_ZEN1,
     Target,
 )
-from tests.backend.conv_cases import RESIDUAL, Case, Numbers, assert_equal, check, make_numbers
+from tests.backend.conv_cases import (
+    RESIDUAL,
+    Case,
+    Numbers,
+    assert_equal,
+    check,
+    conv_kernel,
+    make_numbers,
+)
 from tests.backend.integer_nets import residual_net
 from tests.backend.kernel_harness import (
+    compile_bare,
     from_storage,
     require,
     run_kernel,
@@ -47,6 +57,7 @@ from tvm_backend.memory_plan import lifetimes, plan_memory
 from tvm_backend.schedule.winograd import WinogradPlan, plan_winograd
 from tvm_backend.standalone import export_standalone
 from tvm_backend.threads import check_threads, use_threads
+from tvm_backend.tvm_api import tirx
 from tvm_backend.winograd import F2, F4, SIZES, Winograd, both_axes
 
 M = [pytest.param(w, id=f"F{w.m}") for w in SIZES]
@@ -61,6 +72,17 @@ def test_lines_are_the_matrices(size: Winograd) -> None:
     unit = list(np.eye(size.size, dtype=np.int64))
     assert (np.array(size.input_line(unit, _nothing)) == size.inputs).all()
     assert (np.array(size.output_line(unit, _nothing)) == size.outputs).all()
+
+
+@pytest.mark.parametrize("size", M)
+def test_transforms_keep_the_type(size: Winograd) -> None:
+    """int16 vectors that became int32 ones on the way would take twice the instructions."""
+    for dtype, line, count in (
+        ("int16x16", size.input_line, size.size),
+        ("uint32x8", size.output_line, size.size),
+    ):
+        values = line([tirx.Var(f"x{i}", dtype) for i in range(count)], _nothing)
+        assert {str(value.ty.dtype) for value in values} == {dtype}
 
 
 def _accumulate(size: Winograd, x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -158,7 +180,7 @@ def _plan(case: Case, target: Target, size: Winograd) -> WinogradPlan:
 def _target_cases() -> list:
     """One target with every case; the others with those that differ most."""
     product = [(X86_AVX2, c) for c in CASES]
-    others = (GENERIC, X86_VNNI, CORTEX_A53, ARMV7_NEON)
+    others = (GENERIC, X86_VNNI, X86_AVX_VNNI, CORTEX_A53, ARMV7_NEON)
     product += [(t, c) for t in others for c in CASES if c.name in ("odd", "residual")]
     return [
         pytest.param(t, c, marks=[pytest.mark.qemu] if t.emulator else [], id=f"{t}-{c}")
@@ -265,12 +287,23 @@ def test_the_cost_model_chooses() -> None:
         numbers = _only_weights(case)
         assert "winograd" in _chosen(case, X86_AVX2, numbers)
         assert "winograd" not in _chosen(case, X86_AVX2, numbers, winograd=False)
-        for target in (X86_VNNI, CORTEX_A55, NEOVERSE_V1):  # dot products
+        for target in (CORTEX_A55, NEOVERSE_V1):  # dot products
             assert "winograd" not in _chosen(case, target, numbers)
+        for target in (X86_VNNI, X86_AVX_VNNI):  # of words, too
+            assert "_f4b" in _chosen(case, target, numbers)
     late = Case("late", 512, 512, 7, 7)  # 19 MB of transformed weights for 4 tiles
     assert "_f4b" not in _chosen(late, X86_AVX2, _only_weights(late))
     for limit in (80, 40):  # products are slower than reading the weights, those of 7 bits too
         assert "_f4b" in _chosen(late, X86_ZEN1, _only_weights(late, limit))
+
+
+@pytest.mark.parametrize("target", [X86_VNNI, X86_AVX_VNNI], ids=str)
+def test_dot_products_of_words_stay_whole(target: Target) -> None:
+    """LLVM takes them apart where it believes that only the chain of sums counts."""
+    case = LAYERS[64]
+    kernel = conv_kernel(case, target, _only_weights(case), tile=_plan(case, target, F4))
+    assembly = compile_bare(kernel, target).inspect_source("asm")
+    assert "vpdpwssd" in assembly and "vpmaddwd" not in assembly
 
 
 def test_a_batch_gets_the_kernels_of_one_image() -> None:

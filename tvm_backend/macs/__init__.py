@@ -17,6 +17,7 @@ from tvm_backend.macs import (
     vmull_vpadal,
     vpdpbusd_256,
     vpdpbusd_512,
+    vpdpwssd,
     widen_s16,
 )
 from tvm_backend.macs.base import Mac
@@ -30,6 +31,8 @@ MACS: dict[MacIdiom, Mac] = {
     idioms.PMADDWD_256: pmaddwd_256.MAC,
     idioms.PMADDWD_S16_512: pmaddwd_s16.MAC_512,
     idioms.PMADDWD_S16_256: pmaddwd_s16.MAC_256,
+    idioms.VPDPWSSD_512: vpdpwssd.MAC_512,
+    idioms.VPDPWSSD_256: vpdpwssd.MAC_256,
     idioms.SDOT: sdot.MAC,
     idioms.USDOT: usdot.MAC,
     idioms.USMMLA: Usmmla(),
@@ -47,6 +50,8 @@ MACS: dict[MacIdiom, Mac] = {
         for mac in macs
     },
 }
+
+_WORDS = {**pmaddwd_s16.MACS, **vpdpwssd.MACS}
 
 
 def mac_of(idiom: MacIdiom) -> Mac:
@@ -71,8 +76,8 @@ def wide_mac_of(target: Target, accumulator: str) -> Mac:
         target: The device.
         accumulator: int32, int64, or uint32 for sums modulo 2^32.
     """
-    if target.mac in pmaddwd_s16.MACS and accumulator != "int64":
-        mac = pmaddwd_s16.MACS[target.mac]
+    if target.mac in _WORDS and accumulator != "int64":
+        mac = _WORDS[target.mac]
         return mac if accumulator == "int32" else pmaddwd_s16.wrapping(mac)
     return widen_s16.widen(target.mac, accumulator)
 

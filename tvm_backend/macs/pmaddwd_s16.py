@@ -37,12 +37,7 @@ MAC_256 = PmaddwdS16(idioms.PMADDWD_S16_256, PMADDWD[8])
 MAC_512 = PmaddwdS16(idioms.PMADDWD_S16_512, PMADDWD[16])
 
 # By the idiom that the same target has for 8-bit activations.
-MACS = {
-    idioms.PMADDWD_256: MAC_256,
-    idioms.PMADDWD_512: MAC_512,
-    idioms.VPDPBUSD_512: MAC_512,
-    idioms.VPDPBUSD_256: MAC_256,
-}
+MACS = {idioms.PMADDWD_256: MAC_256, idioms.PMADDWD_512: MAC_512}
 
 
 def wrapping(mac: PmaddwdS16) -> PmaddwdS16:

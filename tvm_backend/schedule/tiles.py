@@ -144,6 +144,9 @@ _COSTS = {
     # Measured on AVX2; with 512 bits widening has a port of its own less, as derived above.
     idioms.PMADDWD_S16_512: MacCost(1.32, conversions=(1, 0.05)),
     idioms.PMADDWD_S16_256: MacCost(1.32, conversions=(0.3, 0.05), finish=_FINISH_256),
+    # As counted: one instruction in place of two that share the same ports.
+    idioms.VPDPWSSD_512: MacCost(1, conversions=(1, 0.05), temporaries=0),
+    idioms.VPDPWSSD_256: MacCost(1, conversions=(0.3, 0.05), temporaries=0, finish=_FINISH_256),
     # Counted in compiled loops: an activation takes an address and a load, on ARMv8 two weight
     # vectors one load; an extra step takes as many instructions as two others.
     **{

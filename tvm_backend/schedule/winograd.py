@@ -25,18 +25,25 @@ COLD_BYTES, MEMORY_BYTES, WARM_BYTES = 8, 3.5, 20
 # Beside one multiplier of half the width, which needs three times as many cycles, memory delivers
 # meanwhile: 512 channels at 7x7 take 7.2 M cycles, 4.9 M of them for products (measured on Zen 1).
 _HALF_WIDTH_SPEED = 6
-# Instructions of a product and its sum, by lanes and reduction of the idiom: pmaddwd and paddd on
-# 256 bits, measured (other ports add); on 512 bits, where both share two ports; smlal with its
-# share of broadcasts, counted.
-_PRODUCT_INSTRUCTIONS = {(8, 2): 1.38, (16, 2): 2.0, (4, 1): 1.2}
+# Instructions of a product and its sum, by the target's idiom: pmaddwd and paddd on 256 bits,
+# measured (other ports add); on 512 bits, where both share two ports; vpdpwssd.
+_PRODUCT_INSTRUCTIONS = {
+    idioms.PMADDWD_256: 1.38,
+    idioms.PMADDWD_512: 2.0,
+    idioms.VPDPBUSD_512: 1.0,
+    idioms.VPDPBUSD_256: 1.0,
+}
+_MULTIPLY_ADD = 1.2  # of smlal with its share of broadcasts, counted
 # By how much a kernel must promise to be faster: nothing where that was measured, some where
-# instructions of whole networks were counted, more where neither was done.
-_MARGINS = {idioms.PMADDWD_256: 1.0, idioms.WIDEN: 1.0, idioms.SMULL_SADALP: 1.1}
+# instructions of whole networks (NEON) or cycles of all loops (VNNI) were counted, more where
+# neither was done.
+_COUNTED = (idioms.SMULL_SADALP, idioms.VPDPBUSD_512, idioms.VPDPBUSD_256)
+_MARGINS = {idioms.PMADDWD_256: 1.0, idioms.WIDEN: 1.0, **dict.fromkeys(_COUNTED, 1.1)}
 _MARGIN = 1.25
 _ACCUMULATE = 4  # instructions of a pixel and vector: load, inverse, shift, bias
-# Instructions of the transforms of one vector with loads and stores, by m.
-_INPUT_INSTRUCTIONS = {2: 64, 4: 300}
-_OUTPUT_INSTRUCTIONS = {2: 44, 4: 500}  # measured: counted 290, but sums come from the second cache
+# Instructions of the transforms of one vector with loads and stores, by m, counted in AVX2 code.
+_INPUT_INSTRUCTIONS = {2: 71, 4: 366}
+_OUTPUT_INSTRUCTIONS = {2: 44, 4: 213}
 _GROUPS = range(1, 9)
 _MORE_BLOCKS = 12  # blocks tried beyond the fewest that fit
 
@@ -155,13 +162,14 @@ def _fits(mac: MacIdiom, group: int, vectors: int) -> bool:
 
 def _block_cycles(layer: WinogradLayer, tiles: int, group: int, vectors: int) -> float:
     """Cycles of one matrix product of a block of tiles."""
-    instructions, total = _PRODUCT_INSTRUCTIONS[layer.mac.lanes, layer.mac.reduction], 0.0
+    instructions = _PRODUCT_INSTRUCTIONS.get(layer.direct, _MULTIPLY_ADD)
+    beside, total = cost_of(layer.direct).beside, 0.0
     for rows in split(tiles, group):
         for block in split(layer.vectors, BLOCK_VECTORS):
             for part in split(block.step, vectors):
                 dots = rows.step * part.step
                 loads = rows.step + part.step
-                step = max(dots * instructions, loads) / PER_CYCLE
+                step = max(dots * instructions, loads) / PER_CYCLE + loads * beside
                 count = rows.count * block.count * part.count
                 total += count * (layer.steps * step + TILE_OVERHEAD)
     return total
