@@ -369,6 +369,13 @@ def test_standalone_libraries_have_a_workspace(target: Target, tmp_path: Path) -
     assert [layer["bits"] for layer in layers].count(16) == 2
 
 
+def test_two_threads_get_equal_shares() -> None:
+    """196 tiles: 7 blocks of 28 would leave one thread idle for a seventh of the time."""
+    for target in (X86_AVX2, X86_ZEN1, X86_VNNI):
+        plan = _plan(LAYERS[64], target, F4)
+        assert plan.spread_tiles and -(-196 // plan.tiles) % 2 == 0
+
+
 @pytest.mark.parametrize("spread", [True, False], ids=["tiles", "channels"])
 def test_threads_share_the_work(spread: bool) -> None:
     """Every thread has sums of its own; with few blocks of tiles they share the inputs."""

@@ -16,7 +16,10 @@ from tvm_backend.schedule.tiles import PER_CYCLE, TILE_OVERHEAD, cost_of, finish
 from tvm_backend.winograd import Winograd
 
 BLOCK_VECTORS = 4  # vectors of output channels done together: a chunk of the output stage
-WORKSPACE_BYTES = 3 << 17  # of a block: with the weights in use it stays in a cache of 512 KiB
+# Of a block: with the weights in use it stays in a cache of 512 KiB, or of 1 MiB, as all processors
+# with vectors of 512 bits have it.
+WORKSPACE_BYTES = 3 << 17
+_WIDE_WORKSPACE_BYTES = 5 << 17
 SPREAD_BLOCKS = 4  # fewer blocks of tiles than these are not worth spreading over threads
 # Measured, of a layer inside a network: bytes a cycle of weights read for the first time, from the
 # last cache and, where they are larger than it keeps, from memory; and read again for each block.
@@ -46,6 +49,7 @@ _INPUT_INSTRUCTIONS = {2: 71, 4: 366}
 _OUTPUT_INSTRUCTIONS = {2: 44, 4: 213}
 _GROUPS = range(1, 9)
 _MORE_BLOCKS = 12  # blocks tried beyond the fewest that fit
+_FOR_BALANCE = 1.02  # what one thread may lose for two to have equal shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +126,22 @@ class WinogradLayer:
 
 
 def plan_winograd(layer: WinogradLayer, size: Winograd) -> WinogradPlan:
-    """The cheapest blocking for one size of tiles."""
+    """The cheapest blocking for one size of tiles; among equals the one that two threads share."""
     total = layer.tiles(size)
-    largest = max(WORKSPACE_BYTES // layer.workspace_bytes(size, 1), 1)
+    fits = _WIDE_WORKSPACE_BYTES if layer.transform_lanes == 32 else WORKSPACE_BYTES
+    largest = max(fits // layer.workspace_bytes(size, 1), 1)
     fewest = -(-total // largest)
     blocks = range(fewest, min(fewest + _MORE_BLOCKS, total) + 1)
-    candidates = sorted({-(-total // count) for count in blocks})
-    return min((_plan(layer, size, tiles) for tiles in candidates), key=lambda plan: plan.cycles)
+    plans = [_plan(layer, size, tiles) for tiles in sorted({-(-total // n) for n in blocks})]
+    limit = _FOR_BALANCE * min(plan.cycles for plan in plans)
+
+    def of_two_threads(plan: WinogradPlan) -> float:
+        shared = (
+            -(-total // plan.tiles) if plan.spread_tiles else -(-layer.vectors // BLOCK_VECTORS)
+        )
+        return plan.cycles * -(-shared // 2) * 2 / shared
+
+    return min((plan for plan in plans if plan.cycles <= limit), key=of_two_threads)
 
 
 def _plan(layer: WinogradLayer, size: Winograd, tiles: int) -> WinogradPlan:
