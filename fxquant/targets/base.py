@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fxquant.errors import TargetError
 
@@ -44,6 +44,11 @@ class MacIdiom:
     def offset(self) -> int:
         """What is added to a code to get the stored value."""
         return -(1 << (self.activation_bits - 1)) if self.signed_activations else 0
+
+    @property
+    def modular(self) -> MacIdiom:
+        """The same with sums modulo 2^32."""
+        return replace(self, name=f"{self.name}_mod32", accumulator="uint32")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ USDOT = MacIdiom("usdot", 4, 4, signed_activations=False, registers=32)
 USMMLA = MacIdiom("usmmla", 4, 8, signed_activations=False, registers=32, pixels=2)
 SMULL_SADALP = MacIdiom("smull_sadalp", 4, 2, signed_activations=True, registers=32)
 VMULL_VPADAL = MacIdiom("vmull_vpadal", 4, 2, signed_activations=True, registers=16)
+SMLAL_S16 = MacIdiom("smlal_s16", 4, 1, True, registers=32, activation_bits=16)
+VMLAL_S16 = MacIdiom("vmlal_s16", 4, 1, True, registers=16, activation_bits=16)
 WIDEN = MacIdiom("widen", 4, 1, signed_activations=False, registers=16)
 TDPBUSD = TileUnit("tdpbusd", rows=16, lanes=16, depth=64, reduction=4)
 
@@ -50,6 +52,8 @@ ALL = (
     USMMLA,
     SMULL_SADALP,
     VMULL_VPADAL,
+    SMLAL_S16,
+    VMLAL_S16,
     WIDEN,
     *PMADDUBSW_512,
     *PMADDUBSW_256,

@@ -10,9 +10,25 @@ import torch
 
 from fxquant.numerics import reference
 from fxquant.numerics.width import WIDTH_16
-from fxquant.targets import ARMV7_NEON, CORTEX_A53, GENERIC, X86_AVX2, X86_VNNI, Target
-from tests.backend.conv_cases import CASES, Case, assert_equal, check, extreme, make_numbers
-from tests.backend.kernel_harness import from_storage, run_kernel, to_storage
+from fxquant.targets import (
+    ARMV7_NEON,
+    CORTEX_A53,
+    GENERIC,
+    X86_AVX2,
+    X86_AVX_VNNI,
+    X86_VNNI,
+    Target,
+)
+from tests.backend.conv_cases import (
+    CASES,
+    Case,
+    assert_equal,
+    check,
+    conv_kernel,
+    extreme,
+    make_numbers,
+)
+from tests.backend.kernel_harness import from_storage, largest_loop, run_kernel, to_storage
 from tvm_backend.emit import conv_stage
 from tvm_backend.emit.conv import conv2d_accumulate_kernel
 from tvm_backend.emit.conv_stage import conv_macs
@@ -176,3 +192,23 @@ def test_equal_names_are_equal_code() -> None:
         assert str(kernels[0].build(Abi.BARE)) == str(kernels[1].build(Abi.BARE))
         names.add(kernels[0].name)
     assert len(names) == len(MIXES)
+
+
+def test_neon_picks_activations_by_index() -> None:
+    """No activation is broadcast by an instruction of its own."""
+    case = Case("loop", 64, 64, 8, 8, bits=16)
+    kernel = conv_kernel(case, CORTEX_A53, make_numbers(case))
+    products = [
+        line
+        for line in largest_loop(kernel, CORTEX_A53, "smlal").splitlines()
+        if line.startswith("\tsmlal")
+    ]
+    assert len(products) > 16 and all(".h[" in line for line in products)
+
+
+@pytest.mark.parametrize("target", [X86_VNNI, X86_AVX_VNNI], ids=str)
+def test_vnni_multiplies_words_by_one_instruction(target: Target) -> None:
+    """LLVM would take it apart where it believes that only the chain of sums counts."""
+    case = Case("loop", 64, 64, 8, 8, bits=16)
+    assembly = largest_loop(conv_kernel(case, target, make_numbers(case)), target, "vpdpwssd")
+    assert assembly.count("vpdpwssd") > 8 and "vpmaddwd" not in assembly

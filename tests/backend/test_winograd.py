@@ -40,8 +40,8 @@ from tests.backend.conv_cases import (
 )
 from tests.backend.integer_nets import residual_net
 from tests.backend.kernel_harness import (
-    compile_bare,
     from_storage,
+    largest_loop,
     require,
     run_kernel,
     to_storage,
@@ -297,13 +297,20 @@ def test_the_cost_model_chooses() -> None:
         assert "_f4b" in _chosen(late, X86_ZEN1, _only_weights(late, limit))
 
 
-@pytest.mark.parametrize("target", [X86_VNNI, X86_AVX_VNNI], ids=str)
-def test_dot_products_of_words_stay_whole(target: Target) -> None:
-    """LLVM takes them apart where it believes that only the chain of sums counts."""
+@pytest.mark.parametrize(
+    ("target", "product", "without"),
+    [
+        pytest.param(X86_VNNI, "vpdpwssd", "vpmaddwd", id="x86_vnni"),
+        pytest.param(CORTEX_A53, "smlal", "ld1r", id="cortex_a53"),
+    ],
+)
+def test_a_product_is_one_instruction(target: Target, product: str, without: str) -> None:
+    """Nor are operands spilled."""
     case = LAYERS[64]
     kernel = conv_kernel(case, target, _only_weights(case), tile=_plan(case, target, F4))
-    assembly = compile_bare(kernel, target).inspect_source("asm")
-    assert "vpdpwssd" in assembly and "vpmaddwd" not in assembly
+    loop = largest_loop(kernel, target, product)
+    assert loop.count(f"\t{product}\t") >= 32
+    assert without not in loop and "(%rsp)" not in loop and "[sp" not in loop
 
 
 def test_a_batch_gets_the_kernels_of_one_image() -> None:

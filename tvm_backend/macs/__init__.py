@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fxquant.errors import TargetError
 from fxquant.targets import MacIdiom, Target, idioms
 from tvm_backend.macs import (
@@ -10,6 +12,7 @@ from tvm_backend.macs import (
     pmaddwd_512,
     pmaddwd_s16,
     sdot,
+    smlal_s16,
     smlal_saddw,
     smull_sadalp,
     usdot,
@@ -33,6 +36,8 @@ MACS: dict[MacIdiom, Mac] = {
     idioms.PMADDWD_S16_256: pmaddwd_s16.MAC_256,
     idioms.VPDPWSSD_512: vpdpwssd.MAC_512,
     idioms.VPDPWSSD_256: vpdpwssd.MAC_256,
+    idioms.SMLAL_S16: smlal_s16.MAC,
+    idioms.VMLAL_S16: smlal_s16.MAC_ARMV7,
     idioms.SDOT: sdot.MAC,
     idioms.USDOT: usdot.MAC,
     idioms.USMMLA: Usmmla(),
@@ -51,7 +56,7 @@ MACS: dict[MacIdiom, Mac] = {
     },
 }
 
-_WORDS = {**pmaddwd_s16.MACS, **vpdpwssd.MACS}
+_WORDS = {**pmaddwd_s16.MACS, **vpdpwssd.MACS, **smlal_s16.MACS}
 
 
 def mac_of(idiom: MacIdiom) -> Mac:
@@ -78,7 +83,7 @@ def wide_mac_of(target: Target, accumulator: str) -> Mac:
     """
     if target.mac in _WORDS and accumulator != "int64":
         mac = _WORDS[target.mac]
-        return mac if accumulator == "int32" else pmaddwd_s16.wrapping(mac)
+        return mac if accumulator == "int32" else replace(mac, idiom=mac.idiom.modular)
     return widen_s16.widen(target.mac, accumulator)
 
 

@@ -5,7 +5,7 @@ For activations of 16 bits, and for those of 8 bits that a kernel has widened in
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fxquant.targets import idioms
@@ -38,9 +38,3 @@ MAC_512 = PmaddwdS16(idioms.PMADDWD_S16_512, PMADDWD[16])
 
 # By the idiom that the same target has for 8-bit activations.
 MACS = {idioms.PMADDWD_256: MAC_256, idioms.PMADDWD_512: MAC_512}
-
-
-def wrapping(mac: PmaddwdS16) -> PmaddwdS16:
-    """The same with sums modulo 2^32."""
-    idiom = replace(mac.idiom, name=f"{mac.idiom.name}_mod32", accumulator="uint32")
-    return replace(mac, idiom=idiom)

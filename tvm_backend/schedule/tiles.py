@@ -169,11 +169,14 @@ _COSTS = {
         idiom: MacCost(instructions=1, temporaries=0, held_steps=4, unpack=2, streamed=_LPDDR4)
         for idiom in (idioms.SDOT, idioms.USDOT)
     },
+    idioms.SMLAL_S16: MacCost(1, conversions=(1, 0), temporaries=0, held_steps=4, streamed=_LPDDR4),
+    idioms.VMLAL_S16: MacCost(1, conversions=(1, 0), temporaries=0, held_steps=4, streamed=_LPDDR3),
     # Counted: pairing two steps of two pixels takes three moves, a row of an accumulator one.
     idioms.USMMLA: MacCost(
         2, conversions=(0, 1.5), temporaries=1, held_steps=2, finish=(4.5, 4.5, 4.5), registers=2
     ),
 }
+_COSTS |= {mac.modular: cost for mac, cost in _COSTS.items() if mac.activation_bits == 16}
 _SINGLE_STEP = _CHAIN_INSTRUCTIONS[1]
 LATENCY = 5  # cycles of a multiply-accumulate
 PER_CYCLE = 2  # arithmetic instructions, and loads, started in a cycle

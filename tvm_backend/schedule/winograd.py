@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 from fxquant.targets import MacIdiom, idioms
 from tvm_backend.layout import Image
-from tvm_backend.schedule.tiles import PER_CYCLE, TILE_OVERHEAD, cost_of, finish_cycles, split
+from tvm_backend.schedule.tiles import (
+    PER_CYCLE,
+    TILE_OVERHEAD,
+    cost_of,
+    finish_cycles,
+    holds_activations,
+    split,
+)
 from tvm_backend.winograd import Winograd
 
 BLOCK_VECTORS = 4  # vectors of output channels done together: a chunk of the output stage
@@ -35,8 +42,9 @@ _PRODUCT_INSTRUCTIONS = {
     idioms.PMADDWD_512: 2.0,
     idioms.VPDPBUSD_512: 1.0,
     idioms.VPDPBUSD_256: 1.0,
+    idioms.WIDEN: 1.2,
 }
-_MULTIPLY_ADD = 1.2  # of smlal with its share of broadcasts, counted
+_MULTIPLY_ADD = 1.0  # smlal
 # By how much a kernel must promise to be faster: nothing where that was measured, some where
 # instructions of whole networks (NEON) or cycles of all loops (VNNI) were counted, more where
 # neither was done.
@@ -169,19 +177,21 @@ def _plan(layer: WinogradLayer, size: Winograd, tiles: int) -> WinogradPlan:
 
 
 def _fits(mac: MacIdiom, group: int, vectors: int) -> bool:
-    """Accumulators, weights, an activation and a product fit the registers."""
-    return group * vectors + vectors + 2 <= mac.registers
+    """Accumulators, weights, activations and a product fit the registers."""
+    activations = group if holds_activations(mac) else 1
+    return group * vectors + vectors + activations + 1 <= mac.registers
 
 
 def _block_cycles(layer: WinogradLayer, tiles: int, group: int, vectors: int) -> float:
     """Cycles of one matrix product of a block of tiles."""
     instructions = _PRODUCT_INSTRUCTIONS.get(layer.direct, _MULTIPLY_ADD)
-    beside, total = cost_of(layer.direct).beside, 0.0
+    beside, held = cost_of(layer.direct).beside, cost_of(layer.mac).held_steps
+    total = 0.0
     for rows in split(tiles, group):
         for block in split(layer.vectors, BLOCK_VECTORS):
             for part in split(block.step, vectors):
                 dots = rows.step * part.step
-                loads = rows.step + part.step
+                loads = rows.step / held + part.step
                 step = max(dots * instructions, loads) / PER_CYCLE + loads * beside
                 count = rows.count * block.count * part.count
                 total += count * (layer.steps * step + TILE_OVERHEAD)
