@@ -1,13 +1,16 @@
 """Compile one Kernel, run it and bring its result back as a torch tensor, on any target.
 
 Targets the host can execute run natively (PACKED ABI through `tvm.compile`, or BARE ABI with
-guard pages behind every buffer); foreign targets run as a static binary under qemu-user.
+guard pages behind every buffer); foreign targets run as a static binary under qemu-user, and x86
+ones whose instructions this machine lacks under `FXQUANT_X86_EMULATOR`, if that names a command.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -26,6 +29,7 @@ from tvm_backend.tvm_api import PASS_CONFIG, s_tir, tirx, tvm
 
 GARBAGE = 0xA7  # what padding channels hold: a kernel must not depend on them
 SENTINEL = 0x5C  # fills output buffers before the call
+X86_EMULATOR = shlex.split(os.environ.get("FXQUANT_X86_EMULATOR", ""))
 
 
 def to_storage(codes: torch.Tensor, storage: Storage, zero_point: int = 0) -> np.ndarray:
@@ -89,7 +93,7 @@ def assert_halo(array: np.ndarray, image: Image, zero_point: int) -> None:
 
 
 def require(target: Target) -> None:
-    """Skip the test unless `target` can run here, natively or emulated."""
+    """Skip the test unless `target` can run here, natively or under its own emulator."""
     if target.emulator:
         for tool in (target.emulator, target.compiler):
             if shutil.which(tool) is None:
@@ -98,6 +102,13 @@ def require(target: Target) -> None:
     missing = missing_features(target)
     if missing:
         pytest.skip(f"host lacks {', '.join(missing)}")
+
+
+def emulator_of(target: Target) -> list[str]:
+    """The command that runs a kernel's executable, or nothing where the test process calls it."""
+    if target.emulator:
+        return [target.emulator, "-cpu", "max"]
+    return X86_EMULATOR if target.is_x86 and missing_features(target) else []
 
 
 def run_kernel(
@@ -114,13 +125,15 @@ def run_kernel(
     Returns:
         The flat output storage array.
     """
-    require(target)
+    emulator = emulator_of(target)
+    if target.emulator or not emulator:
+        require(target)
     arguments = [np.ascontiguousarray(a).reshape(-1) for a in (*inputs, *kernel.constants)]
     for array, storage in zip(arguments, kernel.inputs, strict=False):
         assert array.size == storage.size and array.dtype == storage.dtype
     out_bytes = kernel.output.size * np.dtype(kernel.output.dtype).itemsize
     output = np.full(out_bytes, SENTINEL, np.uint8).view(kernel.output.dtype)
-    if target.emulator:
+    if emulator:
         return _run_emulated(kernel, target, arguments, output)
     if abi is Abi.BARE:
         return _run_guarded(kernel, target, arguments, output)
@@ -273,6 +286,7 @@ _MAIN = r"""
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 static unsigned char *guarded(size_t size) {
   size_t page = 65536, span = (size + page - 1) / page * page;
   unsigned char *base = mmap(0, span + page, PROT_READ | PROT_WRITE,
@@ -282,6 +296,9 @@ static unsigned char *guarded(size_t size) {
 }
 void NAME(PROTOTYPE);
 int main(void) {
+#ifdef __x86_64__
+  syscall(158, 0x1023, 18); /* arch_prctl: permission to use matrix tiles, where there are any */
+#endif
   static const size_t sizes[] = {SIZES};
   void *p[COUNT];
   for (int i = 0; i < COUNT; ++i) {
@@ -307,7 +324,7 @@ def _run_emulated(
         executable.write_bytes(_functions[key])
         executable.chmod(0o700)
         stdin = b"".join(b.tobytes() for b in buffers)
-        command = [target.emulator, "-cpu", "max", str(executable)]
+        command = [*emulator_of(target), str(executable)]
         done = subprocess.run(command, input=stdin, capture_output=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)} returned {done.returncode}: {done.stderr}"
     return np.frombuffer(done.stdout, output.dtype).copy()
@@ -328,6 +345,6 @@ def _link(kernel: Kernel, target: Target, sizes: list[int], result: int) -> byte
         main, obj, executable = (Path(folder, name) for name in ("main.c", "k.o", "k"))
         main.write_text(source)
         compile_bare(kernel, target).write_to_file(str(obj), "o")
-        command = [target.compiler, "-O1", "-static", "-o", executable, main, obj]
+        command = [target.compiler or "gcc", "-O1", "-static", "-o", executable, main, obj]
         subprocess.run(command, check=True)
         return executable.read_bytes()
