@@ -2,8 +2,8 @@
 
 Cycles are those of `tiles.py`, so that both can be compared. Measured with AVX2 on ResNet-18's 3x3
 layers (the constants say which figure comes from there); instructions of the transforms are counted
-from the lines of `tvm_backend/winograd.py`. Other targets differ by the length of their vectors and
-the instructions of a product; only the generic one was measured to be right about the choice.
+in code compiled for it. Other targets differ by the length of their vectors and the instructions of
+a product; of these only the generic one was measured to be right about the choice.
 """
 
 from __future__ import annotations
