@@ -134,7 +134,7 @@ def run_kernel(
     out_bytes = kernel.output.size * np.dtype(kernel.output.dtype).itemsize
     output = np.full(out_bytes, SENTINEL, np.uint8).view(kernel.output.dtype)
     if emulator:
-        return _run_emulated(kernel, target, arguments, output)
+        return _run_emulated(kernel, target, emulator, arguments, output)
     if abi is Abi.BARE:
         return _run_guarded(kernel, target, arguments, output)
     return _run_packed(kernel, target, arguments, output)
@@ -313,8 +313,9 @@ int main(void) {
 
 
 def _run_emulated(
-    kernel: Kernel, target: Target, arguments: list[np.ndarray], output: np.ndarray
-) -> np.ndarray:
+    kernel: Kernel, target: Target, emulator: list[str], arguments: list[np.ndarray],
+    output: np.ndarray,
+) -> np.ndarray:  # fmt: skip
     buffers = [*arguments, output, *_workspace(kernel)]
     key = kernel.name, target.name, Abi.BARE
     if key not in _functions:
@@ -324,7 +325,7 @@ def _run_emulated(
         executable.write_bytes(_functions[key])
         executable.chmod(0o700)
         stdin = b"".join(b.tobytes() for b in buffers)
-        command = [*emulator_of(target), str(executable)]
+        command = [*emulator, str(executable)]
         done = subprocess.run(command, input=stdin, capture_output=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)} returned {done.returncode}: {done.stderr}"
     return np.frombuffer(done.stdout, output.dtype).copy()
