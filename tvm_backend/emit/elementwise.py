@@ -154,7 +154,7 @@ def _build(
         elif all(_same_pixels(image, images[-1]) for image in images):
             _by_vector(plan, images, buffers, y, abi)
         else:
-            _bybroadcast(plan, images, buffers, y, abi)
+            _by_broadcast(plan, images, buffers, y, abi)
     return built.func
 
 
@@ -240,7 +240,7 @@ def _by_vector(
         store(y, positions[-1], plan.compute(operands), lanes)
 
 
-def _bybroadcast(
+def _by_broadcast(
     plan: _Plan, images: Sequence[Image], buffers: Sequence[Any], y: Any, abi: Abi
 ) -> None:
     out = images[-1]

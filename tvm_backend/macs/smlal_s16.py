@@ -5,7 +5,6 @@ A register has the activations of four steps; the instruction picks one of them 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +18,14 @@ _STEPS = 4
 
 @dataclass(frozen=True, slots=True)
 class SmlalS16(WidenS16):
-    """Plain products, too, but operands are widened where they are multiplied."""
+    """Plain products, but operands stay int16 until they are multiplied."""
 
     unroll: int = _STEPS
 
     def load_weights(self, buffer: Any, offset: Any) -> Any:
         """Codes as int16."""
-        return T.cast(load(buffer, offset, self.idiom.lanes), self._words)
+        lanes = self.idiom.lanes
+        return T.cast(load(buffer, offset, lanes), f"int16x{lanes}")
 
     def load_activations(self, buffer: Any, offset: Any, steps: int) -> list[Any]:
         """One load of 8 bytes whose elements LLVM folds into products by index; or one `ld1r`."""
@@ -33,25 +33,6 @@ class SmlalS16(WidenS16):
             return [T.broadcast(buffer[offset], self.idiom.lanes)]
         register = T.Bind(load(buffer, offset, _STEPS))
         return [shuffle([register], [i] * self.idiom.lanes) for i in range(steps)]
-
-    def interleave(self, rows: list[Any], vectors: int) -> list[Any]:
-        """One row; nothing to interleave."""
-        lanes = self.idiom.lanes
-        if vectors == 1:
-            return [rows[0]]
-        return [shuffle(rows[:1], range(i, i + lanes)) for i in range(0, lanes * vectors, lanes)]
-
-    def multiply_accumulate(
-        self, acc: Any, activations: Sequence[Any], weights: Sequence[Any]
-    ) -> Any:
-        """One instruction a step."""
-        for a, w in zip(activations, weights, strict=True):
-            acc = acc + T.cast(a, self._vector) * T.cast(w, self._vector)
-        return acc
-
-    @property
-    def _words(self) -> str:
-        return f"int16x{self.idiom.lanes}"
 
 
 MAC = SmlalS16(idioms.SMLAL_S16)

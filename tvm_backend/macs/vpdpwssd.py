@@ -21,9 +21,9 @@ class Vpdpwssd(PmaddwdS16):
     ) -> Any:
         """One instruction a step."""
         lanes = self.idiom.lanes
+        acc = T.reinterpret(f"int32x{lanes}", acc)
         for a, w in zip(activations, weights, strict=True):
-            words = T.reinterpret(f"int32x{lanes}", acc)
-            acc = llvm(f"int32x{lanes}", self.intrinsic, words, a, w)
+            acc = llvm(f"int32x{lanes}", self.intrinsic, acc, a, w)
         return T.reinterpret(f"{self.idiom.accumulator}x{lanes}", acc)
 
 

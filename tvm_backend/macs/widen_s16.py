@@ -1,8 +1,8 @@
 """16-bit activations on any LLVM target: plain products that LLVM vectorizes as it can.
 
 In int32 where the weights prove that it cannot overflow, else in int64; in uint32 where sums are
-wanted modulo 2^32. LLVM knows that the
-factors are sign-extended and picks `smlal`, `pmuldq` and the like.
+wanted modulo 2^32. LLVM knows that the factors are sign-extended and picks `smlal`, `pmuldq` and
+the like.
 """
 
 from __future__ import annotations
@@ -38,21 +38,18 @@ class WidenS16:
         return [T.broadcast(word, lanes) for word in words]
 
     def interleave(self, rows: list[Any], vectors: int) -> list[Any]:
-        """One row, widened; nothing to interleave."""
+        """One row; nothing to interleave."""
         lanes = self.idiom.lanes
-        parts = (
-            [rows[0]]
-            if vectors == 1
-            else [shuffle(rows[:1], range(i, i + lanes)) for i in range(0, lanes * vectors, lanes)]
-        )
-        return [T.cast(part, self._vector) for part in parts]
+        if vectors == 1:
+            return [rows[0]]
+        return [shuffle(rows[:1], range(i, i + lanes)) for i in range(0, lanes * vectors, lanes)]
 
     def multiply_accumulate(
         self, acc: Any, activations: Sequence[Any], weights: Sequence[Any]
     ) -> Any:
-        """A multiplication and an addition a step."""
+        """A multiplication and an addition a step; operands may have been widened before."""
         for a, w in zip(activations, weights, strict=True):
-            acc = acc + a * w
+            acc = acc + T.cast(a, self._vector) * T.cast(w, self._vector)
         return acc
 
 

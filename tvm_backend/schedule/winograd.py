@@ -35,16 +35,10 @@ COLD_BYTES, MEMORY_BYTES, WARM_BYTES = 8, 3.5, 20
 # Beside one multiplier of half the width, which needs three times as many cycles, memory delivers
 # meanwhile: 512 channels at 7x7 take 7.2 M cycles, 4.9 M of them for products (measured on Zen 1).
 _HALF_WIDTH_SPEED = 6
-# Instructions of a product and its sum, by the target's idiom: pmaddwd and paddd on 256 bits,
-# measured (other ports add); on 512 bits, where both share two ports; vpdpwssd.
-_PRODUCT_INSTRUCTIONS = {
-    idioms.PMADDWD_256: 1.38,
-    idioms.PMADDWD_512: 2.0,
-    idioms.VPDPBUSD_512: 1.0,
-    idioms.VPDPBUSD_256: 1.0,
-    idioms.WIDEN: 1.2,
-}
-_MULTIPLY_ADD = 1.0  # smlal
+# Instructions of a product and its sum, by the target's idiom, where `tiles.py` has other ones:
+# pmaddwd and paddd on 256 bits, measured (other ports add); on 512 bits, where both share two
+# ports; plain products.
+_PRODUCT_INSTRUCTIONS = {idioms.PMADDWD_256: 1.38, idioms.PMADDWD_512: 2.0, idioms.WIDEN: 1.2}
 # By how much a kernel must promise to be faster: nothing where that was measured, some where
 # instructions of whole networks (NEON) or cycles of all loops (VNNI) were counted, more where
 # neither was done.
@@ -184,14 +178,13 @@ def _fits(mac: MacIdiom, group: int, vectors: int) -> bool:
 
 def _block_cycles(layer: WinogradLayer, tiles: int, group: int, vectors: int) -> float:
     """Cycles of one matrix product of a block of tiles."""
-    instructions = _PRODUCT_INSTRUCTIONS.get(layer.direct, _MULTIPLY_ADD)
-    beside, held = cost_of(layer.direct).beside, cost_of(layer.mac).held_steps
-    total = 0.0
+    cost, beside, total = cost_of(layer.mac), cost_of(layer.direct).beside, 0.0
+    instructions = _PRODUCT_INSTRUCTIONS.get(layer.direct, cost.instructions)
     for rows in split(tiles, group):
         for block in split(layer.vectors, BLOCK_VECTORS):
             for part in split(block.step, vectors):
                 dots = rows.step * part.step
-                loads = rows.step / held + part.step
+                loads = rows.step / cost.held_steps + part.step
                 step = max(dots * instructions, loads) / PER_CYCLE + loads * beside
                 count = rows.count * block.count * part.count
                 total += count * (layer.steps * step + TILE_OVERHEAD)
