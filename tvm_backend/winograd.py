@@ -1,13 +1,14 @@
-"""Winograd's minimal filtering for 3x3 windows, in integers, exactly.
+"""Winograd's minimal filtering for small windows, in integers, exactly.
 
-Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 2016: an `m x m` tile of outputs
-is `A^T [(G w G^T) * (B^T x B)] A`, with `*` element by element, so that a sum over C channels takes
-`(m + 2)^2 C` products instead of `9 m^2 C`: 2.25 times fewer for `m = 2`, 4 times for `m = 4`.
+Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 2016: an `m x m` tile of the
+outputs of an `r x r` window is `A^T [(G w G^T) * (B^T x B)] A`, with `*` element by element, so
+that a sum over C channels takes `(m + r - 1)^2 C` products instead of `r^2 m^2 C`: 2.25 times fewer
+for F(2x2, 3x3), 4 times for F(4x4, 3x3) and F(3x3, 4x4). The last two differ in G and A only.
 
 G has fractions. The argument that integers suffice is our own:
 
-* G' = diag(d) G has integer entries (d = 24, 24, 24, 24, 24, 12 for `m = 4`, 2 everywhere for
-  `m = 2`), and A' = A diag(f / d) too with f = 24 (or f = 2). So the result is f^2 times the
+* G' = diag(d) G has integer entries (d = 24, 24, 24, 24, 24, 12 with 6 points, 2 everywhere with
+  4), and A' = A diag(f / d) too with f = 24 (or f = 2). So the result is f^2 times the
   accumulator: 576 = 2^6 * 9 times, or 4 times. Of the d that are possible, these leave the output
   transform least to do, and keep transformed codes of 8 bits within int16.
 * B and A are small integers as well: if the transformed inputs and weights fit int16, each product
@@ -36,13 +37,14 @@ Line = Callable[[Sequence[Any], Bind], list[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Winograd:
-    """One size of F(m x m, 3x3).
+    """One size of F(m x m, r x r).
 
     Attributes:
         m: Outputs along an axis of a tile.
-        weights: G' `[m + 2, 3]`.
-        inputs: B^T `[m + 2, m + 2]`.
-        outputs: A'^T `[m, m + 2]`.
+        window: r, taps along an axis.
+        weights: G' `[size, r]`.
+        inputs: B^T `[size, size]`.
+        outputs: A'^T `[m, size]`.
         input_line: `B^T x` with additions and shifts only.
         output_line: `A'^T x` likewise.
         odd: Odd part of the result's factor.
@@ -50,6 +52,7 @@ class Winograd:
     """
 
     m: int
+    window: int
     weights: np.ndarray
     inputs: np.ndarray
     outputs: np.ndarray
@@ -58,10 +61,13 @@ class Winograd:
     odd: int
     shift: int
 
+    def __str__(self) -> str:
+        return f"F({self.m}x{self.m}, {self.window}x{self.window})"
+
     @property
     def size(self) -> int:
         """Inputs along an axis of a tile."""
-        return self.m + 2
+        return self.m + self.window - 1
 
     @property
     def inverse(self) -> int:
@@ -69,8 +75,8 @@ class Winograd:
         return pow(self.odd, -1, 1 << 32)
 
     def transformed(self, codes: np.ndarray) -> np.ndarray:
-        """`G' w G'^T`, int32 `[..., (m + 2)^2]`, of codes `[..., 9]`."""
-        both = np.kron(self.weights, self.weights)  # [(m + 2)^2, 9]
+        """`G' w G'^T`, int32 `[..., size^2]`, of codes `[..., r^2]`."""
+        both = np.kron(self.weights, self.weights)  # [size^2, r^2]
         # Integers this small are exact in float32, whose matrix product is fast.
         return (codes.astype(np.float32) @ both.T.astype(np.float32)).astype(np.int32)
 
@@ -78,14 +84,14 @@ class Winograd:
         """Whether the kernel gives every accumulator of a layer.
 
         Args:
-            weight: int8 `[O, C, 3, 3]`.
+            weight: int8 `[O, C, r, r]`.
             low: Smallest input as stored.
             high: Largest input as stored.
         """
         positive, negative = _sums(np.kron(self.inputs, self.inputs))
         if not _fit(16, positive * low + negative * high, positive * high + negative * low):
             return False
-        if not _fit(16, self.transformed(weight.reshape(*weight.shape[:2], 9))):
+        if not _fit(16, self.transformed(weight.reshape(*weight.shape[:2], -1))):
             return False
         positive, negative = _sums(weight.reshape(len(weight), -1))
         least, largest = positive * low + negative * high, positive * high + negative * low
@@ -110,7 +116,7 @@ def both_axes(line: Line, grid: Sequence[Sequence[Any]], bind: Bind) -> list[lis
     return [line(row, bind) for row in zip(*columns, strict=True)]
 
 
-def _input_2(x: Sequence[Any], bind: Bind) -> list[Any]:
+def _input_4(x: Sequence[Any], bind: Bind) -> list[Any]:
     values = [x[0] - x[2], x[1] + x[2], x[2] - x[1], x[1] - x[3]]
     return [bind(value) for value in values]
 
@@ -119,7 +125,7 @@ def _output_2(x: Sequence[Any], bind: Bind) -> list[Any]:
     return [bind(x[0] + x[1] + x[2]), bind(x[1] - x[2] - x[3])]
 
 
-def _input_4(x: Sequence[Any], bind: Bind) -> list[Any]:
+def _input_6(x: Sequence[Any], bind: Bind) -> list[Any]:
     def times_4(value: Any) -> Any:
         return _twice(_twice(value, bind), bind)
 
@@ -138,6 +144,13 @@ def _output_4(x: Sequence[Any], bind: Bind) -> list[Any]:
     return [bind(value) for value in (x[0] + s + p, d + q, third, last)]
 
 
+def _output_3(x: Sequence[Any], bind: Bind) -> list[Any]:
+    s, p = bind(x[1] + x[2]), bind(x[3] + x[4])
+    second = x[1] - x[2] + _twice(x[3] - x[4], bind)
+    third = s + _twice(_twice(p, bind) + x[5], bind)
+    return [bind(value) for value in (x[0] + s + p, second, third)]
+
+
 def _twice(value: Any, bind: Bind) -> Any:
     """A sum, not a product: a factor of Python's would widen int16 vectors to its own type."""
     value = bind(value)
@@ -146,33 +159,56 @@ def _twice(value: Any, bind: Bind) -> Any:
 
 F2 = Winograd(
     2,
+    3,
     weights=np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]),
     inputs=np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
     outputs=np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
-    input_line=_input_2,
+    input_line=_input_4,
     output_line=_output_2,
     odd=1,
     shift=2,
 )
+_INPUTS_6 = np.array(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+)
 F4 = Winograd(
     4,
+    3,
     weights=np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 12]]),
-    inputs=np.array(
-        [
-            [4, 0, -5, 0, 1, 0],
-            [0, -4, -4, 1, 1, 0],
-            [0, 4, -4, -1, 1, 0],
-            [0, -2, -1, 2, 1, 0],
-            [0, 2, -1, -2, 1, 0],
-            [0, 4, 0, -5, 0, 1],
-        ]
-    ),
+    inputs=_INPUTS_6,
     outputs=np.array(
         [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 2]]
     ),
-    input_line=_input_4,
+    input_line=_input_6,
     output_line=_output_4,
     odd=9,
     shift=6,
 )
-SIZES = (F2, F4)
+F3 = Winograd(
+    3,
+    4,
+    weights=np.array(
+        [
+            [6, 0, 0, 0],
+            [-4, -4, -4, -4],
+            [-4, 4, -4, 4],
+            [1, 2, 4, 8],
+            [1, -2, 4, -8],
+            [0, 0, 0, 12],
+        ]
+    ),
+    inputs=_INPUTS_6,
+    outputs=np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 2]]),
+    input_line=_input_6,
+    output_line=_output_3,
+    odd=9,
+    shift=6,
+)
+SIZES = (F2, F4, F3)

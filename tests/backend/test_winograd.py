@@ -58,9 +58,10 @@ from tvm_backend.schedule.winograd import WinogradPlan, plan_winograd
 from tvm_backend.standalone import export_standalone
 from tvm_backend.threads import check_threads, use_threads
 from tvm_backend.tvm_api import tirx
-from tvm_backend.winograd import F2, F4, SIZES, Winograd, both_axes
+from tvm_backend.winograd import F2, F3, F4, SIZES, Winograd, both_axes
 
 M = [pytest.param(w, id=f"F{w.m}") for w in SIZES]
+M_3X3 = [pytest.param(w, id=f"F{w.m}") for w in SIZES if w.window == 3]
 
 
 def _nothing(value: np.ndarray) -> np.ndarray:
@@ -86,10 +87,10 @@ def test_transforms_keep_the_type(size: Winograd) -> None:
 
 
 def _accumulate(size: Winograd, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """The kernel's arithmetic on one tile: x `[C, m+2, m+2]`, w `[C, 3, 3]` -> `[m, m]`."""
+    """The kernel's arithmetic on one tile: x `[C, size, size]`, w `[C, r, r]` -> `[m, m]`."""
     grid = x.astype(np.int16).transpose(1, 2, 0)
     v = np.array(both_axes(size.input_line, grid, _nothing)).reshape(-1, len(x))
-    u = size.transformed(w.reshape(-1, 9)).astype(np.int16).T
+    u = size.transformed(w.reshape(len(w), -1)).astype(np.int16).T
     products = (v.astype(np.int64) * u).astype(np.uint32)  # each fits int32; sums wrap
     m = products.sum(1, dtype=np.uint32).reshape(size.size, size.size, 1)
     y = np.array(both_axes(size.output_line, m, _nothing))[..., 0] * np.uint32(size.inverse)
@@ -98,8 +99,8 @@ def _accumulate(size: Winograd, x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 def _direct(size: Winograd, x: np.ndarray, w: np.ndarray) -> np.ndarray:
     out = np.zeros((size.m, size.m), np.int64)
-    for i in range(3):
-        for j in range(3):
+    for i in range(size.window):
+        for j in range(size.window):
             window = x[:, i : i + size.m, j : j + size.m].astype(np.int64)
             out += (window * w[:, i, j, None, None]).sum(0)
     return out
@@ -124,17 +125,17 @@ def test_arithmetic_is_exact(
         return np.where(rng.random(shape) < extreme, rng.choice([low, high], shape), values)
 
     x = codes(*bounds, (channels, size.size, size.size))
-    w = codes(-128, 127, (channels, 3, 3))
+    w = codes(-127, 127, (channels, size.window, size.window))
     assert size.is_exact(w[None], *bounds)
     assert (_accumulate(size, x, w) == _direct(size, x, w)).all()
 
 
 def _large(size: Winograd, above: int) -> tuple[np.ndarray, np.ndarray]:
     """Inputs 255 and weights whose accumulators are the largest possible, or just above."""
-    limit = 1 << (31 - size.shift)
-    channels = limit // (9 * 127 * 255) + 1
-    w = np.full((channels, 3, 3), 127)
-    excess = 9 * 127 * channels - (limit - 1) // 255 - above
+    limit, taps = 1 << (31 - size.shift), size.window**2
+    channels = limit // (taps * 127 * 255) + 1
+    w = np.full((channels, size.window, size.window), 127)
+    excess = taps * 127 * channels - (limit - 1) // 255 - above
     w.reshape(-1)[: excess // 127] = 0
     w.reshape(-1)[-1] -= excess % 127
     return np.full((channels, size.size, size.size), 255), w
@@ -156,6 +157,8 @@ def test_operands_beyond_int16_are_not_exact() -> None:
     assert F2.is_exact(ones, 0, 255) and F4.is_exact(ones, 0, 255)
     assert F4.is_exact(ones, 0, 32767 // 68) and not F4.is_exact(ones, 0, 32767 // 68 + 1)
     assert not F4.is_exact(np.full((1, 1, 3, 3), 32768 // 49 + 1), 0, 1)
+    assert F3.is_exact(np.full((1, 1, 4, 4), 127), 0, 255)
+    assert not F3.is_exact(np.full((1, 1, 4, 4), 128), 0, 1)  # 16 * 16 * 128
 
 
 CASES = [
@@ -188,7 +191,7 @@ def _target_cases() -> list:
     ]
 
 
-@pytest.mark.parametrize("size", M)
+@pytest.mark.parametrize("size", M_3X3)
 @pytest.mark.parametrize(("target", "case"), _target_cases())
 def test_kernels_equal_reference(target: Target, case: Case, size: Winograd) -> None:
     """On the host with guard pages behind every buffer, the workspace included."""
@@ -255,7 +258,7 @@ def _beyond() -> Numbers:
 def test_a_violated_bound_is_an_error_and_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = _plan(BEYOND, X86_AVX2, F4)
     check(BEYOND, X86_AVX2, _beyond(), tile=_plan(BEYOND, X86_AVX2, F2))
-    with pytest.raises(UnsupportedError, match="not exact"):
+    with pytest.raises(UnsupportedError, match="exactly"):
         check(BEYOND, X86_AVX2, _beyond(), tile=plan)
     monkeypatch.setattr(Winograd, "is_exact", lambda *_: True)
     with pytest.raises(AssertionError, match="differ"):

@@ -126,9 +126,7 @@ def slot_codes(
     flat = weight.reshape(outputs, per_input, problem.taps)
     extent = reduction.steps * mac.idiom.reduction
     if problem.groups == 1:  # no index a weight: linear layers have 100 million
-        padded = np.zeros((outputs + 1, extent, problem.taps), np.int8)
-        padded[:outputs, :per_input] = flat
-        return padded[np.minimum(channels, outputs)]
+        return dense_slot_codes(flat, channels, extent)
     group = channels // max(problem.output.c // problem.groups, 1)  # [V, L]
     position = reduction.starts[:, None, None] + np.arange(extent) - (group * per_input)[..., None]
     valid = (position >= 0) & (position < per_input) & (channels < outputs)[..., None]
@@ -136,6 +134,14 @@ def slot_codes(
         np.minimum(channels, outputs - 1)[..., None], np.clip(position, 0, per_input - 1)
     ]  # [V, L, E, taps]
     return np.where(valid[..., None], codes, 0).astype(np.int8)
+
+
+def dense_slot_codes(codes: np.ndarray, channels: np.ndarray, extent: int) -> np.ndarray:
+    """`slot_codes` without groups: int8 `[O, C, taps]` -> `[vectors, lanes, extent, taps]`."""
+    outputs, per_input, taps = codes.shape
+    padded = np.zeros((outputs + 1, extent, taps), np.int8)
+    padded[:outputs, :per_input] = codes
+    return padded[np.minimum(channels, outputs)]
 
 
 def pack_blocks(

@@ -1,12 +1,14 @@
-"""3x3 convolution of stride 1 by Winograd's minimal filtering.
+"""Convolution by Winograd's minimal filtering: 3x3 of stride 1, and 7x7 of stride 2 (the stem).
 
-The arithmetic, and why it is exact, is in `tvm_backend/winograd.py`.
+The arithmetic, and why it is exact, is in `tvm_backend/winograd.py`; how a stride becomes one of 1,
+in `conv_plane.py`.
 
-Tiles of outputs, counted through the whole batch, are done in blocks. For a block of T tiles:
+Tiles of outputs, counted through the whole batch, are done in blocks. For a block of T tiles and
+P = (m + r - 1)^2 points:
 
-1. input transform: stored codes -> `v` int16 `[(m + 2)^2][T][channels]`;
-2. for each block of output channels, `(m + 2)^2` matrix products -> `sums` `[(m + 2)^2][T][lanes]`,
-   modulo 2^32, with transformed weights `[block][(m + 2)^2][step][vector][lane][reduction]`;
+1. input transform: stored codes -> `v` int16 `[P][T][channels]`;
+2. for each block of output channels, P matrix products -> `sums` `[P][T][lanes]`, modulo 2^32, with
+   transformed weights `[block][P][step][vector][lane][reduction]`;
 3. output transform in place, m^2 accumulators a tile and channel, and the output stage.
 
 Threads share the blocks of tiles, or with few of them the blocks of channels. The codes are
@@ -21,22 +23,20 @@ from functools import partial
 import numpy as np
 
 from fxquant.errors import UnsupportedError
-from fxquant.numerics.width import WIDTH_8
 from fxquant.targets import Target
 from tvm_backend.emit.conv_assemble import assemble, fold_zero_point, kernel_name
 from tvm_backend.emit.conv_pack import (
     channel_blocks,
+    dense_slot_codes,
     pack_blocks,
-    reduction_ranges,
     slot_channels,
-    slot_codes,
 )
+from tvm_backend.emit.conv_plane import plane_of
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputStage
 from tvm_backend.emit.variants import Alternative
 from tvm_backend.emit.winograd_loops import WinogradLoops
 from tvm_backend.kernel import Kernel, Variant
-from tvm_backend.layout import code_width
 from tvm_backend.macs import wide_mac_of
 from tvm_backend.schedule.winograd import (
     BLOCK_VECTORS,
@@ -44,18 +44,19 @@ from tvm_backend.schedule.winograd import (
     WinogradPlan,
     plan_winograd,
 )
-from tvm_backend.winograd import SIZES
+from tvm_backend.winograd import SIZES, Winograd
 
 
 def winograd_layer(problem: ConvProblem, target: Target) -> WinogradLayer | None:
     """What the cost model needs, or None for convolutions of another kind."""
-    shape = (problem.kernel, problem.stride, problem.dilation, problem.groups)
-    if shape != ((3, 3), (1, 1), (1, 1), 1) or code_width(problem.source.dtype) is not WIDTH_8:
+    plane = plane_of(problem)
+    if plane is None:
         return None
     mac = wide_mac_of(target, "uint32").idiom
+    lanes = max(target.vector_bits // 16, 1)
     return WinogradLayer(
-        problem.source, problem.output, target.mac, mac, max(target.vector_bits // 16, 1),
-        target.half_width,
+        problem.output, plane.window, plane.depth, plane.channels, plane.lanes(lanes), target.mac,
+        mac, lanes, target.half_width,
     )  # fmt: skip
 
 
@@ -63,10 +64,11 @@ def winograd_alternatives(
     problem: ConvProblem, stage: OutputStage, weight: np.ndarray, bias: np.ndarray, target: Target
 ) -> tuple[Alternative, ...]:
     """The kernels of all sizes that are exact for these codes; arguments as `winograd_kernel`."""
-    layer = winograd_layer(problem, target)
-    if layer is None:
+    plane, layer = plane_of(problem), winograd_layer(problem, target)
+    if plane is None or layer is None:
         return ()
-    exact = [size for size in SIZES if size.is_exact(weight, *problem.input_bounds)]
+    weights, bounds = plane.weights(weight), problem.input_bounds
+    exact = [s for s in SIZES if s.window == plane.window and s.is_exact(weights, *bounds)]
     plans = [plan_winograd(layer, size) for size in exact]
     return tuple(
         Alternative(
@@ -92,9 +94,9 @@ def winograd_kernel(
     """The kernel of a convolution.
 
     Args:
-        problem: Storages and geometry: 3x3, stride and dilation 1, one group.
+        problem: Storages and geometry; it has a plane.
         stage: What happens to the accumulators.
-        weight: int8 `[O, C, 3, 3]`.
+        weight: int8 `[O, C, KH, KW]`.
         bias: `[O]`.
         target: Device.
         plan: Size of the tiles and how many at once.
@@ -102,24 +104,34 @@ def winograd_kernel(
     Raises:
         UnsupportedError: Sums could exceed what the arithmetic can tell apart.
     """
-    if not plan.size.is_exact(weight, *problem.input_bounds):
-        raise UnsupportedError(
-            f"F({plan.size.m}x{plan.size.m}, 3x3) is not exact for this convolution",
-            where=str(problem),
-            why="transformed operands exceed int16 or accumulators exceed "
-            f"{32 - plan.size.shift} bits",
-            remedy="use the direct kernel",
-        )
+    plane, size = plane_of(problem), plan.size
+    if plane is None or plane.window != size.window:
+        raise _unsupported(problem, size, "windows, strides or groups are others")
+    weights = plane.weights(weight)
+    if not size.is_exact(weights, *problem.input_bounds):
+        raise _unsupported(
+            problem, size,
+            f"transformed operands exceed int16 or accumulators exceed {32 - size.shift} bits",
+        )  # fmt: skip
     mac = wide_mac_of(target, "uint32")
-    lanes = mac.idiom.lanes
-    vectors = -(-problem.output.c // lanes)
-    reduction = reduction_ranges(problem, vectors, mac)
+    lanes, reduction = mac.idiom.lanes, mac.idiom.reduction
+    vectors, steps = -(-problem.output.c // lanes), -(-plane.depth // reduction)
     blocks = channel_blocks(vectors, BLOCK_VECTORS, stage)
     channels = slot_channels(blocks, stage, lanes)
-    codes = plan.size.transformed(slot_codes(problem, weight, channels, reduction, mac))
-    packed = pack_blocks(codes.astype(np.int16), blocks.spans, mac.idiom.reduction)
+    taps = weights.reshape(*weights.shape[:2], -1)
+    codes = size.transformed(dense_slot_codes(taps, channels, steps * reduction))
+    packed = pack_blocks(codes.astype(np.int16), blocks.spans, reduction)
     folded = fold_zero_point(problem, weight, bias, vectors * lanes)
     constants = [("weights", packed), *stage.constants(folded, blocks.all_chunks())]
-    loops = WinogradLoops(problem, stage, mac, plan, blocks, reduction.steps)
+    loops = WinogradLoops(plane, stage, mac, plan, blocks, steps)
     name = kernel_name("conv2d_winograd", problem, stage, plan, mac.idiom)
     return assemble(name, problem, stage, constants, loops.emit, loops.workspace)
+
+
+def _unsupported(problem: ConvProblem, size: Winograd, why: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{size} does not compute this convolution exactly",
+        where=str(problem),
+        why=why,
+        remedy="use the direct kernel",
+    )

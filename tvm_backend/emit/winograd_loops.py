@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm_backend.emit.conv_pack import ChannelBlocks
-from tvm_backend.emit.conv_problem import ConvProblem
+from tvm_backend.emit.conv_plane import Plane
 from tvm_backend.emit.epilogue import OutputStage
 from tvm_backend.emit.winograd_transforms import Transforms
 from tvm_backend.kernel import Abi, outer_loop
@@ -48,22 +48,23 @@ class WinogradLoops:
 
     def __init__(
         self,
-        problem: ConvProblem,
+        plane: Plane,
         stage: OutputStage,
         mac: Mac,
         plan: WinogradPlan,
         blocks: ChannelBlocks,
         steps: int,
     ) -> None:
-        self.problem, self.stage, self.mac, self.plan = problem, stage, mac, plan
+        self.plane, self.stage, self.mac, self.plan = plane, stage, mac, plan
+        self.output = plane.problem.output
         self.blocks, self.lanes = blocks, mac.idiom.lanes
-        self.transforms = Transforms(problem, self.lanes, plan)
+        self.transforms = Transforms(plane, self.lanes, plan)
         self.points, self.steps = self.transforms.points, steps
         self.codes = self.lanes * mac.idiom.reduction  # of a vector in one step
-        self.tiles = problem.output.n * self.transforms.rows * self.transforms.cols
+        self.tiles = self.output.n * self.transforms.rows * self.transforms.cols
         widest = max(span.step for span in blocks.spans)
         self.workspace = [
-            ("v", Flat((self.points * plan.tiles * problem.source.channels,), "int16")),
+            ("v", Flat((self.points * plan.tiles * plane.channels,), "int16")),
             ("sums", Flat((self.points * plan.tiles * widest * self.lanes,), "uint32")),
         ]
 
@@ -120,7 +121,7 @@ class WinogradLoops:
                             v = part.first + k * part.step
                             tile = _RegisterTile(
                                 tiles=group.step, vectors=part.step, w_step=row,
-                                x=T.Bind(t * self.problem.source.channels),
+                                x=T.Bind(t * self.plane.channels),
                                 w=T.Bind(weights + v * self.codes),
                                 y=T.Bind((t * vectors + v) * self.lanes),
                                 y_step=vectors * self.lanes,
@@ -147,7 +148,7 @@ class WinogradLoops:
         self, buffers: dict[str, Any], sums: Any, tile: _RegisterTile, first: Any, unroll: int
     ) -> None:
         """Some reduction steps of a register tile."""
-        channels, reduction = self.problem.source.channels, self.mac.idiom.reduction
+        channels, reduction = self.plane.channels, self.mac.idiom.reduction
         rows = [
             self.mac.load_activations(
                 buffers["v"], tile.x + i * channels + first * reduction, unroll
@@ -171,7 +172,7 @@ class WinogradLoops:
         self, buffers: dict[str, Any], t: Any, tile: Any, vector: Any, vectors: int
     ) -> None:
         """Output transform and output stage of a tile."""
-        output, lanes = self.problem.output, self.lanes
+        output, lanes = self.output, self.lanes
         per_point = self.plan.tiles * vectors * lanes
         start = T.Bind(t * (vectors * lanes))
         self.transforms.sums(buffers, start, per_point, vectors)

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from tvm_backend.emit.conv_problem import ConvProblem
+from tvm_backend.emit.conv_plane import Plane
+from tvm_backend.layout import Image
 from tvm_backend.macs.vector import constant, load, loop, store
 from tvm_backend.schedule.winograd import WinogradPlan
 from tvm_backend.tvm_api import T
@@ -23,14 +22,19 @@ class Transforms:
     """Transforms of one kernel.
 
     Attributes:
-        problem: The convolution.
+        plane: The convolution.
         lanes: Output channels of a vector.
         plan: Blocking.
     """
 
-    problem: ConvProblem
+    plane: Plane
     lanes: int
     plan: WinogradPlan
+
+    @property
+    def output(self) -> Image:
+        """Storage of the result."""
+        return self.plane.problem.output
 
     @property
     def points(self) -> int:
@@ -40,18 +44,18 @@ class Transforms:
     @property
     def rows(self) -> int:
         """Tiles along the height of an image."""
-        return -(-self.problem.output.h // self.plan.size.m)
+        return -(-self.output.h // self.plan.size.m)
 
     @property
     def cols(self) -> int:
         """Tiles along its width."""
-        return -(-self.problem.output.w // self.plan.size.m)
+        return -(-self.output.w // self.plan.size.m)
 
     def place(self, tile: Any) -> tuple[Any, Any, Any]:
         """Image, first row and first column of a tile's outputs."""
         m, per_image = self.plan.size.m, self.rows * self.cols
-        inside = T.Bind(tile % per_image) if self.problem.output.n > 1 else tile
-        n = T.Bind(tile // per_image) if self.problem.output.n > 1 else 0
+        inside = T.Bind(tile % per_image) if self.output.n > 1 else tile
+        n = T.Bind(tile // per_image) if self.output.n > 1 else 0
         return n, T.Bind(inside // self.cols * m), T.Bind(inside % self.cols * m)
 
     def inputs(self, buffers: dict[str, Any], t: Any, tile: Any) -> None:
@@ -62,22 +66,14 @@ class Transforms:
             t: Index in the block of tiles.
             tile: Index among all tiles.
         """
-        source, size = self.problem.source, self.plan.size
-        n, h, w = self.place(tile)
-        top, left = self.problem.padding[0], self.problem.padding[2]
-        rows = [
-            T.Bind(T.min(h + (r - top), source.h + source.halo[1] - 1)) for r in range(size.size)
-        ]
-        cols = [
-            T.Bind(T.min(w + (c - left), source.w + source.halo[3] - 1)) for c in range(size.size)
-        ]
-        corners = [[T.Bind(source.offset(n, row, col, 0)) for col in cols] for row in rows]
-        lanes = int(np.gcd(self.plan.transform_lanes, source.channels))
-        with loop(source.channels // lanes) as chunk:
-            x = [[_words(buffers["x"], at + chunk * lanes, lanes) for at in r] for r in corners]
-            start = T.Bind(t * source.channels + chunk * lanes)
+        size, plane = self.plan.size, self.plane
+        corners = plane.corners(*self.place(tile), size.size)
+        lanes = plane.lanes(self.plan.transform_lanes)
+        with loop(plane.channels // lanes) as chunk:
+            x = [[plane.words(buffers["x"], at, chunk * lanes, lanes) for at in r] for r in corners]
+            start = T.Bind(t * plane.channels + chunk * lanes)
             v = both_axes(size.input_line, x, T.Bind)
-            _scatter(buffers["v"], v, start, self.plan.tiles * source.channels, lanes)
+            _scatter(buffers["v"], v, start, self.plan.tiles * plane.channels, lanes)
 
     def sums(self, buffers: dict[str, Any], start: Any, per_point: int, vectors: int) -> None:
         """Transform the `sums` of a tile in place: those of its outputs come first."""
@@ -103,11 +99,6 @@ class Transforms:
         value = T.reinterpret(f"int32x{lanes}", value)
         value = T.shift_right(value, constant(size.shift, "int32", lanes))
         return T.Bind(value + load(buffers["bias"], slot + v * lanes, lanes))
-
-
-def _words(buffer: Any, place: Any, lanes: int) -> Any:
-    """Codes as int16."""
-    return T.Bind(T.cast(load(buffer, place, lanes), f"int16x{lanes}"))
 
 
 def _scatter(

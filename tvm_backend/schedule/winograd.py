@@ -46,9 +46,10 @@ _COUNTED = (idioms.SMULL_SADALP, idioms.VPDPBUSD_512, idioms.VPDPBUSD_256)
 _MARGINS = {idioms.PMADDWD_256: 1.0, idioms.WIDEN: 1.0, **dict.fromkeys(_COUNTED, 1.1)}
 _MARGIN = 1.25
 _ACCUMULATE = 4  # instructions of a pixel and vector: load, inverse, shift, bias
-# Instructions of the transforms of one vector with loads and stores, by m, counted in AVX2 code.
-_INPUT_INSTRUCTIONS = {2: 71, 4: 366}
-_OUTPUT_INSTRUCTIONS = {2: 44, 4: 213}
+# Instructions of the transforms of one vector with loads and stores, counted in AVX2 code: those of
+# inputs by the size of a tile, those of sums by its outputs along an axis.
+_INPUT_INSTRUCTIONS = {4: 71, 6: 366}
+_OUTPUT_INSTRUCTIONS = {2: 44, 3: 164, 4: 213}
 _GROUPS = range(1, 9)
 _MORE_BLOCKS = 12  # blocks tried beyond the fewest that fit
 _FOR_BALANCE = 1.02  # what one thread may lose for two to have equal shares
@@ -86,16 +87,22 @@ class WinogradLayer:
     """What the model needs to know about a layer.
 
     Attributes:
-        source: Input.
         output: Output.
+        window: Taps along an axis.
+        depth: Channels of the input.
+        channels: Stored channels of the transformed input.
+        input_lanes: Channels that are transformed at once.
         direct: The target's idiom for 8-bit codes; its output stage is used.
         mac: The idiom of the matrix products.
         transform_lanes: int16 lanes of a register.
         half_width: See `Target`.
     """
 
-    source: Image
     output: Image
+    window: int
+    depth: int
+    channels: int
+    input_lanes: int
     direct: MacIdiom
     mac: MacIdiom
     transform_lanes: int
@@ -109,7 +116,7 @@ class WinogradLayer:
     @property
     def steps(self) -> int:
         """Reduction steps of one product."""
-        return -(-self.source.c // self.mac.reduction)
+        return -(-self.depth // self.mac.reduction)
 
     def tiles(self, size: Winograd) -> int:
         """Tiles of all images."""
@@ -119,7 +126,7 @@ class WinogradLayer:
     def workspace_bytes(self, size: Winograd, tiles: int) -> int:
         """Transformed inputs and sums of a block of tiles."""
         channels = min(self.vectors, BLOCK_VECTORS) * self.mac.lanes
-        return size.size**2 * tiles * (2 * self.source.channels + 4 * channels)
+        return size.size**2 * tiles * (2 * self.channels + 4 * channels)
 
     def weight_bytes(self, size: Winograd) -> int:
         """Transformed weights."""
@@ -157,7 +164,8 @@ def _plan(layer: WinogradLayer, size: Winograd, tiles: int) -> WinogradPlan:
     cost = cost_of(layer.direct, layer.half_width)
     finish = finish_cycles(cost, min(layer.vectors, BLOCK_VECTORS))
     finish = finish / min(layer.vectors, BLOCK_VECTORS) + _ACCUMULATE / PER_CYCLE
-    inputs = -(-layer.source.channels // layer.transform_lanes) * _INPUT_INSTRUCTIONS[size.m]
+    registers = -(-layer.input_lanes // layer.transform_lanes)  # of what is transformed at once
+    inputs = layer.channels // layer.input_lanes * registers * _INPUT_INSTRUCTIONS[size.size]
     outputs = layer.vectors * (_OUTPUT_INSTRUCTIONS[size.m] / PER_CYCLE + size.m**2 * finish)
     bytes_once = layer.weight_bytes(size)
     first = bytes_once / (COLD_BYTES if bytes_once <= CACHED_BYTES else MEMORY_BYTES)
