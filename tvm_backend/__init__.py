@@ -60,7 +60,8 @@ def compile(
             measuring. Layers the file does not know take the cost model's; `Compiled.replayed`
             names them.
         progress: Show a progress bar.
-        winograd: Let the cost model choose Winograd kernels for 3x3 layers where they are faster.
+        winograd: Let the cost model choose Winograd kernels where they are faster: for 3x3 layers
+            and 7x7 stems.
             Results are the same bit for bit; the weights of such a layer take up to 8 times the
             memory.
 

@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shared", action="store_true", help="also link a standalone .so")
     parser.add_argument(
         "--winograd", action=argparse.BooleanOptionalAction, default=None,
-        help="Winograd kernels for 3x3 layers where they are faster; their weights take up to 8 "
-        "times the memory (default: not in the standalone form)",
+        help="Winograd kernels where they are faster, for 3x3 layers and 7x7 stems; their weights "
+        "take up to 8 times the memory (default: not in the standalone form)",
     )  # fmt: skip
 
 
