@@ -1,4 +1,4 @@
-"""torchvision's network definitions, with random weights.
+"""Network definitions of torchvision, and of timm if it is installed, with random weights.
 
 torchvision's compiled operators fit one torch release only. The networks do not need them, but
 importing the package asks for two operator schemas; defining these lets any torch run it.
@@ -7,6 +7,7 @@ importing the package asks for two operator schemas; defining these lets any tor
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -42,20 +43,33 @@ def torchvision_models() -> ModuleType:
     return torchvision.models
 
 
-def network(name: str, seed: int = 0) -> nn.Module:
-    """A torchvision network in inference mode, with random weights from `seed`.
+def network(name: str, seed: int = 0, size: int | None = None) -> nn.Module:
+    """A network in inference mode, with random weights from `seed`.
 
     Batch norms get the statistics of random images, so that activations neither vanish nor grow.
+
+    Args:
+        name: torchvision's name, or "timm:" and timm's.
+        seed: Of weights and images.
+        size: Height and width of these; default: as `input_shape`.
     """
-    constructor = getattr(torchvision_models(), name)
+    shape = (3, size, size) if size else input_shape(name)[1:]
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        model = constructor(weights=None, **_OPTIONS.get(name, {}))
+        model = _constructed(name)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None  # average over what is seen
-        model(torch.randn(4, *input_shape(name)[1:]))
+        model(torch.randn(4, *shape))
     return model.eval()
+
+
+def _constructed(name: str) -> nn.Module:
+    models = torchvision_models()  # timm imports torchvision too
+    library, _, plain = name.rpartition(":")
+    if not library:
+        return getattr(models, name)(weights=None, **_OPTIONS.get(name, {}))
+    return import_module(library).create_model(plain, pretrained=False)
 
 
 def input_shape(name: str) -> tuple[int, int, int, int]:
