@@ -112,7 +112,7 @@ def load(path: Path) -> dict[tuple[str, int], Row]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Which networks run in integers.")
     parser.add_argument("--nets", nargs="*", default=[], metavar="[timm:]NET[@PIXELS]")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
     parser.add_argument("--document", type=Path, metavar="FILE", help="put the table there")
