@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -13,6 +14,7 @@ from fxquant.cli import models
 from fxquant.cli.arguments import add_config, add_shapes
 from fxquant.cli.output import Result, table
 from fxquant.errors import ConfigError
+from fxquant.inspection.branches import REMEDY, linear_branches
 from fxquant.ir import meta
 from fxquant.ir.frontend import capture, normalize
 from fxquant.ir.stages import Stage
@@ -54,7 +56,7 @@ def execute(arguments: argparse.Namespace) -> Result:
         return Result({"stage": arguments.stage, "graph": text}, text)
     rows = [_row(n, notes) for n in graph.graph.nodes if n.op not in ("get_attr", "output")]
     parts = units(graph)
-    islands = float_islands(graph)
+    islands, branches = float_islands(graph), linear_branches(graph)
     summary = counts(graph)
     sizes = {name: sum(n.op.startswith("call_") for n in g.graph.nodes)
              for name, g in stages.items()}  # fmt: skip
@@ -63,6 +65,7 @@ def execute(arguments: argparse.Namespace) -> Result:
         "units": [{"name": u.name, "inputs": u.inputs, "nodes": u.nodes} for u in parts],
         "float_islands": [{"node": i.node, "operator": i.operator, "module": i.module,
                            "reason": i.reason} for i in islands],
+        "branches": [asdict(b) for b in branches],
     }  # fmt: skip
     lines = [
         "stages: " + ", ".join(f"{name} ({n} operators)" for name, n in sizes.items()),
@@ -76,6 +79,8 @@ def execute(arguments: argparse.Namespace) -> Result:
         "",
         *([f"{len(islands)} operators stay in float:"] if islands else ["nothing stays in float"]),
         *(f"  {island}" for island in islands),
+        *([f"sums that could be one convolution ({len(branches)}), {REMEDY}:"] if branches else []),
+        *(f"  {found}" for found in branches),
     ]
     return Result(data, "\n".join(lines))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from fxquant.inspection.branches import REMEDY
 from fxquant.inspection.charts import error_chart, histogram_chart, kib, memory_chart
 from fxquant.inspection.inspection import Inspection
 from fxquant.inspection.picture import graph_picture, style_sheet
@@ -35,6 +36,7 @@ def render(inspection: Inspection) -> str:
         errors=error_chart(list(measured.values())) if measured else "",
         memory=memory_chart(inspection.memory) if inspection.memory else "",
         weakest=inspection.weakest[:WEAKEST],
+        remedy=REMEDY,
         slowest=sorted(layers, key=lambda x: -x.milliseconds)[:SLOWEST],
         milliseconds=sum(x.milliseconds for x in layers),
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fxquant.errors import ConfigError
 from fxquant.inspection.advice import Measured, advice, float_remedy, overall
+from fxquant.inspection.branches import Branches, linear_branches
 from fxquant.inspection.device import KernelTime, MemoryMap, Profiled
 from fxquant.inspection.facts import NodeFacts, node_facts
 from fxquant.inspection.histogram import Histogram
@@ -61,6 +62,7 @@ class Inspection:
         timings: Latency of whole networks by name.
         memory: Static memory plan of the compiled network.
         overall: Advice on the network as a whole, or "".
+        branches: Sums of linear branches that one convolution could compute.
     """
 
     layers: tuple[Layer, ...]
@@ -70,6 +72,7 @@ class Inspection:
     timings: Mapping[str, Timing]
     memory: MemoryMap | None
     overall: str
+    branches: tuple[Branches, ...]
 
     @property
     def measured(self) -> bool:
@@ -162,7 +165,7 @@ def inspect(
     return Inspection(
         tuple(_layer(f, facts, measured, solver, kernels) for f in facts.values()),
         units(quantized.calibrated), quantized.provenance, model is not None, timings, memory,
-        overall(list(measured.values.values()), solver),
+        overall(list(measured.values.values()), solver), linear_branches(quantized.calibrated),
     )  # fmt: skip
 
 
