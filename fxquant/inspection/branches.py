@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
@@ -103,15 +104,19 @@ def _branches(node: Node, leaves: Sequence[Node]) -> Iterator[Branches]:
 def _agree(convolutions: Sequence[Node]) -> bool:
     """Whether stride, groups and dilation are the same; batch norms fit any."""
     spatial = [c for c in convolutions if not _is_scale(c)]
-    settings = {(c.kwargs["stride"], c.kwargs["groups"]) for c in spatial}
-    dilations = {c.kwargs["dilation"] for c in spatial if _kernel(c) != (1, 1)}
+    settings = {(_setting(c, "stride"), _setting(c, "groups")) for c in spatial}
+    dilations = {_setting(c, "dilation") for c in spatial if _kernel(c) != (1, 1)}
     return len(settings) == 1 and len(dilations) <= 1
 
 
 def _is_scale(node: Node) -> bool:
     """A factor for every channel: a batch norm on its own."""
-    one = _kernel(node) == node.kwargs["stride"] == (1, 1)
-    return one and node.kwargs["groups"] == tuple(node.meta["shape"])[1]
+    one = _kernel(node) == _setting(node, "stride") == (1, 1)
+    return one and _setting(node, "groups") == tuple(node.meta["shape"])[1]
+
+
+def _setting(node: Node, name: str) -> Any:
+    return node.kwargs[name]
 
 
 def _kernel(node: Node) -> tuple[int, ...]:
