@@ -43,7 +43,7 @@ class Row:
         islands: Those that stay in float, by kind.
         equal: Whether compiled and simulated results are the same.
         sqnr: Of the result against the float network, dB.
-        error: What the library said instead, or "".
+        error: What `quantize` or `compile` said instead, or "".
     """
 
     name: str
@@ -58,7 +58,7 @@ class Row:
     def cells(self) -> list[str]:
         """The table's cells."""
         if self.error:
-            return [self.name, str(self.size), "", "", "", f"not quantized: {self.error}"]
+            return [self.name, str(self.size), "", "", "", f"fails: {self.error}"]
         kinds = ", ".join(f"{kind} ({n})" if n > 1 else kind for kind, n in self.islands)
         equal = "yes" if self.equal else "no"
         return [

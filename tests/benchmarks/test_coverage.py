@@ -78,4 +78,4 @@ def test_a_wrong_kernel_is_seen(measured: list[str], monkeypatch: pytest.MonkeyP
 def test_cells() -> None:
     row = Row("net", 64, 10, (("softmax", 2), ("stack", 1)), True, 31.25)
     assert row.cells == ["net", "64", "10", "yes", "31.2", "softmax (2), stack"]
-    assert Row("net", 64, error="no").cells[-1] == "not quantized: no"
+    assert Row("net", 64, error="no").cells[-1] == "fails: no"
