@@ -43,7 +43,7 @@ class Row:
         islands: Those that stay in float, by kind.
         equal: Whether compiled and simulated results are the same.
         sqnr: Of the result against the float network, dB.
-        error: What `quantize` or `compile` said instead, or "".
+        error: Why there is no result: what `quantize` or `compile` said; or "".
     """
 
     name: str
@@ -58,7 +58,7 @@ class Row:
     def cells(self) -> list[str]:
         """The table's cells."""
         if self.error:
-            return [self.name, str(self.size), "", "", "", f"fails: {self.error}"]
+            return [self.name, str(self.size), "", "", "", f"no result: {self.error}"]
         kinds = ", ".join(f"{kind} ({n})" if n > 1 else kind for kind, n in self.islands)
         equal = "yes" if self.equal else "no"
         return [
@@ -78,6 +78,8 @@ def measure(name: str, size: int) -> Row:
     x = images[_IMAGES:]
     with torch.no_grad():
         expected, simulated = model(x), quantized(x)
+    if not expected.any():
+        return Row(name, size, error="random weights give zeros, which say nothing")
     kinds = Counter(island.operator for island in quantized.float_islands)
     return Row(
         name, size, len(node_facts(quantized)), tuple(kinds.most_common()),

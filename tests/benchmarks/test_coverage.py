@@ -26,6 +26,8 @@ class Small(nn.Module):
         if self.kind == "data" and x.sum() > 0:
             return x
         x = torch.relu(x).mean((2, 3))
+        if self.kind == "zero":
+            return x * 0
         return x.softmax(1) if self.kind == "island" else x
 
 
@@ -75,7 +77,12 @@ def test_a_wrong_kernel_is_seen(measured: list[str], monkeypatch: pytest.MonkeyP
     assert not row.equal and row.cells[3] == "no"
 
 
+def test_zeros_are_no_result(measured: list[str]) -> None:
+    row = coverage.measure("zero", 9)
+    assert not row.equal and "zeros" in row.error
+
+
 def test_cells() -> None:
     row = Row("net", 64, 10, (("softmax", 2), ("stack", 1)), True, 31.25)
     assert row.cells == ["net", "64", "10", "yes", "31.2", "softmax (2), stack"]
-    assert Row("net", 64, error="no").cells[-1] == "fails: no"
+    assert Row("net", 64, error="no").cells[-1] == "no result: no"
