@@ -81,12 +81,13 @@ class NetworkState:
         value, output = meta.quant(weight_node), meta.quant(node)
         assert value is not None
         grids = meta.qparams(bound["x"]), None if output is None else meta.qparams(node)
-        start = self.weights.get(weight_node.name)
+        start, solved_bias = self.weights.get(weight_node.name), self.biases.get(node.name, bias)
+        largest = torch.maximum(bias.abs(), solved_bias.abs())
         if start is None:
-            scale, raised = floor_scale(start_scale(weight, value.spec), bias, *grids)
+            scale, raised = floor_scale(start_scale(weight, value.spec), largest, *grids)
             start = round_to_grid(weight, scale, value.spec)
-        else:  # the grids may have changed
-            start, raised = raise_scales(start, weight, bias, *grids)
+        else:  # the grids or the bias may have changed
+            start, raised = raise_scales(start, weight, largest, *grids)
         self.weights[weight_node.name] = start
         if raised:
             self.notes[node.name] = (
@@ -94,7 +95,7 @@ class NetworkState:
             )
         return Layer(
             node, definition, weight_node.name, weight, bias, value.spec, *grids,
-            start, self.biases.get(node.name, bias), weight_node.name in solved,
+            start, solved_bias, weight_node.name in solved,
         )  # fmt: skip
 
     def parameters(self, node: Node) -> tuple[Tensor, Tensor]:
