@@ -21,6 +21,7 @@ REMEDY = (
     "merge them before prepare, with the code that came with the network: switch_to_deploy(), "
     "reparameterize(), timm.utils.reparameterize_model"
 )
+_LINEAR = (arithmetic.add, conv.conv2d)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Branches:
         node: The sum.
         module: Module path it comes from.
         source: The value that all branches read.
-        convolutions: Their convolutions and batch norms, in the order they are added.
+        convolutions: Their convolutions and batch norms, in execution order.
         identity: Whether the value itself is added, too.
     """
 
@@ -55,7 +56,7 @@ def linear_branches(gm: GraphModule) -> tuple[Branches, ...]:
     inner: set[Node] = set()
     order = {node: place for place, node in enumerate(gm.graph.nodes)}
     for node in reversed(gm.graph.nodes):
-        if node in inner or node.target not in (arithmetic.add, conv.conv2d):
+        if node in inner or node.target not in _LINEAR:
             continue
         leaves = sorted(_leaves(node, inner), key=lambda leaf: order[leaf])
         found += _branches(node, leaves)
@@ -64,14 +65,10 @@ def linear_branches(gm: GraphModule) -> tuple[Branches, ...]:
 
 def _leaves(node: Node, inner: set[Node]) -> list[Node]:
     """What a node adds up: convolutions and other values; the sums between go to `inner`."""
-    if node.target is conv.conv2d:
-        residual = _argument(node, 3, "residual")
-        addends = [residual] if isinstance(residual, Node) else []
-        leaves = [node]
-    else:
-        addends = [a for a in node.args if isinstance(a, Node)]
-        leaves = []
-    for addend in addends:
+    definition, bound = meta.opdef(node), _bound(node)
+    assert definition is not None
+    leaves = [node] if node.target is conv.conv2d else []
+    for addend in [bound[name] for name in definition.summed if isinstance(bound.get(name), Node)]:
         if _is_inner(addend):
             inner.add(addend)
             leaves = [*_leaves(addend, inner), *leaves]
@@ -82,7 +79,7 @@ def _leaves(node: Node, inner: set[Node]) -> list[Node]:
 
 def _is_inner(node: Node) -> bool:
     """Whether a sum reads nothing but this linear operator's result, and nobody else does."""
-    linear = node.target in (arithmetic.add, conv.conv2d) and node.kwargs.get("clamp") is None
+    linear = node.target in _LINEAR and node.kwargs.get("clamp") is None
     return linear and len(node.users) == 1
 
 
@@ -90,10 +87,8 @@ def _branches(node: Node, leaves: Sequence[Node]) -> Iterator[Branches]:
     """Convolutions of one value among the leaves of a sum."""
     branches: dict[Node, list[Node]] = {}
     for leaf in leaves:
-        source = leaf.args[0] if leaf.args else None
         if leaf.target is conv.conv2d and (leaf is node or _is_inner(leaf)):
-            assert isinstance(source, Node)
-            branches.setdefault(source, []).append(leaf)
+            branches.setdefault(_bound(leaf)["x"], []).append(leaf)
     for source, convolutions in branches.items():
         if len(convolutions) > 1 and _agree(convolutions):
             names = tuple(leaf.name for leaf in convolutions)
@@ -104,26 +99,23 @@ def _branches(node: Node, leaves: Sequence[Node]) -> Iterator[Branches]:
 def _agree(convolutions: Sequence[Node]) -> bool:
     """Whether stride, groups and dilation are the same; batch norms fit any."""
     spatial = [c for c in convolutions if not _is_scale(c)]
-    settings = {(_setting(c, "stride"), _setting(c, "groups")) for c in spatial}
-    dilations = {_setting(c, "dilation") for c in spatial if _kernel(c) != (1, 1)}
+    settings = {(_bound(c)["stride"], _bound(c)["groups"]) for c in spatial}
+    dilations = {_bound(c)["dilation"] for c in spatial if _kernel(c) != (1, 1)}
     return len(settings) == 1 and len(dilations) <= 1
 
 
 def _is_scale(node: Node) -> bool:
     """A factor for every channel: a batch norm on its own."""
-    one = _kernel(node) == _setting(node, "stride") == (1, 1)
-    return one and _setting(node, "groups") == tuple(node.meta["shape"])[1]
-
-
-def _setting(node: Node, name: str) -> Any:
-    return node.kwargs[name]
+    one = _kernel(node) == _bound(node)["stride"] == (1, 1)
+    return one and _bound(node)["groups"] == tuple(node.meta["shape"])[1]
 
 
 def _kernel(node: Node) -> tuple[int, ...]:
-    weight = node.args[1]
-    assert isinstance(weight, Node)
-    return tuple(weight.meta["shape"])[2:]
+    return tuple(_bound(node)["weight"].meta["shape"])[2:]
 
 
-def _argument(node: Node, place: int, name: str) -> object:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
+def _bound(node: Node) -> dict[str, Any]:
+    """Operands and settings of an operator by name."""
+    definition = meta.opdef(node)
+    assert definition is not None
+    return definition.bind(node)

@@ -28,7 +28,7 @@ class Block(nn.Module):
 
 
 class Shift(solvers.LayerSolver):
-    """A correction of a hundredth of the result's range, and codes as they are."""
+    """A correction of one layer's bias, by many codes, and weights as they are."""
 
     def solve_layer(
         self, problem: solvers.LayerProblem, rng: torch.Generator
