@@ -31,10 +31,14 @@ from tests.backend.kernel_harness import (
     to_storage,
 )
 from tvm_backend.emit.conv import Schedule, conv2d_kernel
+from tvm_backend.emit.conv_plane import plane_of
 from tvm_backend.emit.conv_problem import ConvProblem
+from tvm_backend.emit.conv_winograd import winograd_layer
 from tvm_backend.emit.epilogue import Residual
 from tvm_backend.kernel import Abi, Kernel
 from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE, image
+from tvm_backend.schedule.winograd import WinogradPlan, plan_winograd
+from tvm_backend.winograd import Winograd
 
 HOST = [X86_VNNI, X86_AMX, X86_AVX512, X86_AVX_VNNI, X86_AVX2, GENERIC]
 ARM = [CORTEX_A53, CORTEX_A76, NEOVERSE_V1, ARMV7_NEON]
@@ -142,6 +146,24 @@ CASES = [
     Case("depthwise_input", 3, 3, 6, 7, groups=3, multiple=INPUT_CHANNEL_MULTIPLE),
     Case("depthwise_multiplier", 5, 10, 6, 7, groups=5),
 ]
+
+
+def winograd_cases(cases: list[Case], few: tuple[str, ...]) -> list:
+    """`(target, case)`: one target with every case; the others with those that differ most."""
+    product = [(X86_AVX2, case) for case in cases]
+    others = (GENERIC, X86_VNNI, X86_AVX_VNNI, CORTEX_A53, ARMV7_NEON)
+    product += [(target, case) for target in others for case in cases if case.name in few]
+    return [
+        pytest.param(t, c, marks=[pytest.mark.qemu] if t.emulator else [], id=f"{t}-{c}")
+        for t, c in product
+    ]
+
+
+def winograd_plan(case: Case, target: Target, size: Winograd) -> WinogradPlan:
+    """The cost model's blocking of a case for a size of tiles."""
+    plane = plane_of(case.problem(target))
+    assert plane is not None and plane.window == size.window
+    return plan_winograd(winograd_layer(plane, target), size)
 
 
 def extreme(generator: torch.Generator, low: int, high: int, shape: tuple[int, ...]) -> Tensor:

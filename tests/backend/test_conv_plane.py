@@ -13,7 +13,6 @@ from fxquant.targets import (
     ARMV7_NEON,
     CORTEX_A53,
     CORTEX_A55,
-    GENERIC,
     NEOVERSE_V1,
     X86_AVX2,
     X86_AVX512,
@@ -22,12 +21,19 @@ from fxquant.targets import (
     X86_ZEN1,
     Target,
 )
-from tests.backend.conv_cases import RESIDUAL, Case, check, conv_kernel, make_numbers
+from tests.backend.conv_cases import (
+    RESIDUAL,
+    Case,
+    check,
+    conv_kernel,
+    make_numbers,
+    winograd_cases,
+    winograd_plan,
+)
 from tvm_backend.emit.conv_plane import Plane, plane_of
-from tvm_backend.emit.conv_winograd import winograd_layer
 from tvm_backend.kernel import Abi
 from tvm_backend.layout import INPUT_CHANNEL_MULTIPLE
-from tvm_backend.schedule.winograd import WinogradPlan, plan_winograd
+from tvm_backend.schedule.winograd import WinogradPlan
 from tvm_backend.winograd import F2, F3, F4, SIZES
 
 SMALL = {"stride": (2, 2), "multiple": INPUT_CHANNEL_MULTIPLE}
@@ -48,24 +54,13 @@ CASES = [
 
 
 def _plans(case: Case, target: Target) -> list[WinogradPlan]:
-    layer = winograd_layer(case.problem(target), target)
-    assert layer is not None
-    return [plan_winograd(layer, size) for size in SIZES if size.window == layer.window]
+    plane = plane_of(case.problem(target))
+    assert plane is not None
+    sizes = [size for size in SIZES if size.window == plane.window]
+    return [winograd_plan(case, target, size) for size in sizes]
 
 
-def _target_cases() -> list:
-    """One target with every case; the others with those that differ most."""
-    few = [case for case in CASES if case.name in ("stem", "4x4")]
-    product = [(X86_AVX2, case) for case in CASES]
-    others = (GENERIC, X86_VNNI, X86_AVX_VNNI, CORTEX_A53, ARMV7_NEON)
-    product += [(target, case) for target in others for case in few]
-    return [
-        pytest.param(t, c, marks=[pytest.mark.qemu] if t.emulator else [], id=f"{t}-{c}")
-        for t, c in product
-    ]
-
-
-@pytest.mark.parametrize(("target", "case"), _target_cases())
+@pytest.mark.parametrize(("target", "case"), winograd_cases(CASES, ("stem", "4x4")))
 def test_kernels_equal_reference(target: Target, case: Case) -> None:
     """With guard pages behind every buffer, the workspace included."""
     residual = RESIDUAL if case.residual else None

@@ -50,6 +50,13 @@ class Plane:
         """Elements of a block once it is transformed; those beyond `depth` mean nothing."""
         return self.stride**2 * self.problem.source.channels
 
+    @property
+    def has_whole_blocks(self) -> bool:
+        """Whether blocks are small, and the last window's last column of them is in the source."""
+        source, windows = self.problem.source, self.problem.output.w
+        end = self.stride * (windows - 1 + self.window) - self.problem.padding[2]
+        return source.channels == INPUT_CHANNEL_MULTIPLE and end <= source.w + source.halo[3]
+
     def lanes(self, largest: int) -> int:
         """Elements transformed at once, by vectors of `largest`."""
         return int(np.gcd(largest, self.channels)) if self.stride == 1 else self.channels
@@ -79,13 +86,11 @@ class Plane:
         last_row = source.h + source.halo[1] - 1
         last_col = source.w + source.halo[3] - stride
         rows = [
-            [T.Bind(T.min(_times(stride, h) + (stride * r + p - top), last_row))
+            [T.Bind(T.min(stride * h + (stride * r + p - top), last_row))
              for p in range(stride)]
             for r in range(size)
         ]  # fmt: skip
-        cols = [
-            T.Bind(T.min(_times(stride, w) + (stride * c - left), last_col)) for c in range(size)
-        ]
+        cols = [T.Bind(T.min(stride * w + (stride * c - left), last_col)) for c in range(size)]
         return [
             [tuple(T.Bind(source.offset(n, row, col, 0)) for row in pair) for col in cols]
             for pair in rows
@@ -114,24 +119,11 @@ class Plane:
         return [pixel * stored + c for pixel in range(self.stride**2) for c in range(used)]
 
 
-def _times(stride: int, place: Any) -> Any:
-    return place if stride == 1 else place * stride
-
-
 def plane_of(problem: ConvProblem) -> Plane | None:
     """The plane of a convolution, or None where there is none for Winograd's filtering."""
-    (kh, kw), (sh, sw) = problem.kernel, problem.stride
+    (kh, kw), (sh, sw), plane = problem.kernel, problem.stride, Plane(problem)
     if kh != kw or sh != sw or problem.groups > 1 or problem.dilation != (1, 1):
         return None
     if code_width(problem.source.dtype) is not WIDTH_8:
         return None
-    if sh == 1:
-        return Plane(problem)
-    return Plane(problem) if sh == 2 and _has_whole_blocks(problem) else None
-
-
-def _has_whole_blocks(problem: ConvProblem) -> bool:
-    """Whether blocks are small, and the last window's last column of them is in the source."""
-    source = problem.source
-    last = 2 * (problem.output.w - 1) - problem.padding[2] + 2 * -(-problem.kernel[1] // 2) - 1
-    return source.channels == INPUT_CHANNEL_MULTIPLE and last < source.w + source.halo[3]
+    return plane if sh == 1 or (sh == 2 and plane.has_whole_blocks) else None

@@ -31,7 +31,7 @@ from tvm_backend.emit.conv_pack import (
     pack_blocks,
     slot_channels,
 )
-from tvm_backend.emit.conv_plane import plane_of
+from tvm_backend.emit.conv_plane import Plane, plane_of
 from tvm_backend.emit.conv_problem import ConvProblem
 from tvm_backend.emit.epilogue import OutputStage
 from tvm_backend.emit.variants import Alternative
@@ -44,19 +44,16 @@ from tvm_backend.schedule.winograd import (
     WinogradPlan,
     plan_winograd,
 )
-from tvm_backend.winograd import SIZES, Winograd
+from tvm_backend.winograd import SIZES
 
 
-def winograd_layer(problem: ConvProblem, target: Target) -> WinogradLayer | None:
-    """What the cost model needs, or None for convolutions of another kind."""
-    plane = plane_of(problem)
-    if plane is None:
-        return None
+def winograd_layer(plane: Plane, target: Target) -> WinogradLayer:
+    """What the cost model needs."""
     mac = wide_mac_of(target, "uint32").idiom
     lanes = max(target.vector_bits // 16, 1)
     return WinogradLayer(
-        problem.output, plane.window, plane.depth, plane.channels, plane.lanes(lanes), target.mac,
-        mac, lanes, target.half_width,
+        plane.problem.output, plane.depth, plane.channels, plane.lanes(lanes), target.mac, mac,
+        lanes, target.half_width,
     )  # fmt: skip
 
 
@@ -64,9 +61,10 @@ def winograd_alternatives(
     problem: ConvProblem, stage: OutputStage, weight: np.ndarray, bias: np.ndarray, target: Target
 ) -> tuple[Alternative, ...]:
     """The kernels of all sizes that are exact for these codes; arguments as `winograd_kernel`."""
-    plane, layer = plane_of(problem), winograd_layer(problem, target)
-    if plane is None or layer is None:
+    plane = plane_of(problem)
+    if plane is None:
         return ()
+    layer = winograd_layer(plane, target)
     weights, bounds = plane.weights(weight), problem.input_bounds
     exact = [s for s in SIZES if s.window == plane.window and s.is_exact(weights, *bounds)]
     plans = [plan_winograd(layer, size) for size in exact]
@@ -106,11 +104,11 @@ def winograd_kernel(
     """
     plane, size = plane_of(problem), plan.size
     if plane is None or plane.window != size.window:
-        raise _unsupported(problem, size, "windows, strides or groups are others")
+        raise _unsupported(problem, f"{size} is for other windows", "or strides, or groups")
     weights = plane.weights(weight)
     if not size.is_exact(weights, *problem.input_bounds):
         raise _unsupported(
-            problem, size,
+            problem, f"{size} is not exact for this convolution",
             f"transformed operands exceed int16 or accumulators exceed {32 - size.shift} bits",
         )  # fmt: skip
     mac = wide_mac_of(target, "uint32")
@@ -128,10 +126,5 @@ def winograd_kernel(
     return assemble(name, problem, stage, constants, loops.emit, loops.workspace)
 
 
-def _unsupported(problem: ConvProblem, size: Winograd, why: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"{size} does not compute this convolution exactly",
-        where=str(problem),
-        why=why,
-        remedy="use the direct kernel",
-    )
+def _unsupported(problem: ConvProblem, what: str, why: str) -> UnsupportedError:
+    return UnsupportedError(what, where=str(problem), why=why, remedy="use the direct kernel")

@@ -88,7 +88,6 @@ class WinogradLayer:
 
     Attributes:
         output: Output.
-        window: Taps along an axis.
         depth: Channels of the input.
         channels: Stored channels of the transformed input.
         input_lanes: Channels that are transformed at once.
@@ -99,7 +98,6 @@ class WinogradLayer:
     """
 
     output: Image
-    window: int
     depth: int
     channels: int
     input_lanes: int
